@@ -1,0 +1,87 @@
+"""Trains, evaluates and uses video classifiers with self-knowledge distillation.
+
+  python main.py --config=configs/demo.py --workdir=runs/demo
+  python main.py --config=configs/ucf101.py:supervised --workdir=runs/ucf --config.data.root=FOLDER
+  python main.py --mode=evaluate --workdir=runs/demo
+  python main.py --mode=predict --workdir=runs/demo VIDEO_OR_FOLDER ...
+
+What stands behind the colon names the method; every value of the config can be set by
+--config.section.key=VALUE.
+"""
+
+import os
+import sys
+import traceback
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow's start-up chatter, not its errors
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from skd_jax.errors import UserError
+
+MODES = ("train", "prepare", "evaluate", "predict")
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, as FILE or FILE:METHOD.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics, results.")
+_MODE = flags.DEFINE_enum("mode", "train", MODES, "What to do.")
+_SPLIT = flags.DEFINE_string("split", "", "evaluate: validation or test (default: test if there).")
+_OUTPUT = flags.DEFINE_string("output", "", "predict: JSON file (default: in the workdir).")
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "Several processes: HOST:PORT of the first.")
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Several processes: how many.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Several processes: number of this one, from 0.")
+_CLUSTER = flags.DEFINE_bool("cluster", False, "Several processes: found from Slurm, TPU pod, ...")
+
+
+def main(argv: list[str]) -> None:
+    # Imported late: --help and a mistyped flag should answer at once.
+    import jax
+
+    from skd_jax import modes, parallel, predict
+
+    parallel.start_processes(
+        _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, _CLUSTER.value
+    )
+    log = print if jax.process_index() == 0 else (lambda _: None)
+    mode, inputs = _MODE.value, argv[1:]
+    if inputs and mode != "predict":
+        raise UserError(f"{' '.join(inputs)}: only --mode=predict takes files; did you miss a --?")
+    if mode in ("train", "prepare") and _CONFIG.value is None:
+        raise UserError(f"--mode={mode} needs --config, such as --config=configs/demo.py")
+    if mode != "prepare" and not _WORKDIR.value:
+        raise UserError(f"--mode={mode} needs --workdir=FOLDER")
+    if mode == "prepare":
+        modes.run_prepare(_CONFIG.value.to_dict(), log)
+        return
+    folder = Path(_WORKDIR.value)
+    if mode == "train":
+        modes.run_train(_CONFIG.value.to_dict(), folder, log)
+    elif mode == "evaluate":
+        modes.run_evaluate(folder, _SPLIT.value, log)
+    else:
+        predict.run_predict(folder, inputs, Path(_OUTPUT.value) if _OUTPUT.value else None, log)
+
+
+def _parse(argv: list[str]) -> list[str]:
+    try:
+        return app.parse_flags_with_usage(argv)
+    except (AttributeError, KeyError) as error:
+        if "ml_collections" not in traceback.extract_tb(error.__traceback__)[-1].filename:
+            raise
+        words = str(error).replace("\\n", " ").replace("\\", "").replace("'", "").replace("\n", " ")
+        raise UserError(f"no such config key: {words.strip()}") from None
+
+
+def run() -> None:
+    """Entry point: messages for users without a traceback."""
+    try:
+        logging.set_verbosity(logging.WARNING)
+        app.run(main, flags_parser=_parse)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    run()

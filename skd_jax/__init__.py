@@ -1,0 +1,1 @@
+"""Self-knowledge distillation with Siamese representation learning for action recognition, in JAX."""

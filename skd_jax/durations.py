@@ -1,0 +1,26 @@
+"""Lengths of training, in steps or in epochs."""
+
+from skd_jax.errors import UserError
+
+
+def steps(duration: int | str, steps_per_epoch: float, key: str = "duration") -> int:
+    """Number of steps that a duration lasts.
+
+    Args:
+      duration: a whole number of steps, or text such as "500 steps", "25 epochs", "0.5 epochs".
+      steps_per_epoch: examples over batch size; need not be whole.
+      key: config key that the duration came from, for the error.
+
+    Raises:
+      UserError: the text is neither steps nor epochs.
+    """
+    try:
+        if isinstance(duration, int):
+            return duration
+        number, unit = duration.split() if " " in duration.strip() else (duration, "steps")
+        scale = {"step": 1, "steps": 1, "epoch": steps_per_epoch, "epochs": steps_per_epoch}[unit]
+        return round(float(number) * scale)
+    except (KeyError, ValueError, AttributeError):
+        raise UserError(
+            f"config.{key}: {duration!r} is no duration; write e.g. '500 steps' or '25 epochs'"
+        ) from None

@@ -1,0 +1,180 @@
+"""What a training method is: its networks, its loss, and the classifier it leaves behind."""
+
+import dataclasses
+from typing import Any
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from skd_jax.models import Outputs
+
+PyTree = Any
+Metrics = dict[str, chex.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """Base of all methods; a subclass adds hyper-parameters as fields and implements `loss`.
+
+    A method is a value: it holds no parameters and no state. Variables are nested as
+    `variables[collection][network]`; the classifier that is evaluated, predicted with and exported
+    is always `variables[collection]["model"]`, whatever other networks training needs.
+
+    Attributes:
+      model: the classifier, from `skd_jax.models.create`.
+      sync_batch_norm: whether BatchNorm uses the batch of all replicas or of one.
+    """
+
+    model: nn.Module
+    sync_batch_norm: bool = dataclasses.field(default=True, kw_only=True)
+
+    @property
+    def num_views(self) -> int:
+        """Number of views of each video in a training batch."""
+        raise NotImplementedError
+
+    @property
+    def constant_lr(self) -> tuple[str, ...]:
+        """Networks whose learning rate stays at its peak instead of following the schedule."""
+        return ()
+
+    def init(self, rng: chex.PRNGKey, clips: chex.Array) -> PyTree:
+        """Initial variables.
+
+        Args:
+          rng: key.
+          clips: (B, T, H, W, 3) floats, one view; only the shape matters.
+
+        Returns:
+          {"params": {"model": ..., ...}, "batch_stats": {"model": ..., ...}}.
+        """
+        return nest({"model": self.model.init({"params": rng}, clips, train=False)})
+
+    def init_state(self, variables: PyTree) -> PyTree:
+        """State beside the variables that training carries (memories, past teachers); none here."""
+        del variables
+        return {}
+
+    def loss(
+        self,
+        variables: PyTree,
+        batch: dict[str, chex.Array],
+        state: PyTree,
+        rng: chex.PRNGKey,
+        progress: chex.Array,
+        axis_name: str | None,
+    ) -> tuple[chex.Array, tuple[Metrics, PyTree, PyTree]]:
+        """Loss of one replica's batch, averaged over its examples.
+
+        Args:
+          variables: as `init` returns them.
+          batch: "clips" (B, V, T, H, W, 3) float, normalised; "label" (B,) int32.
+          state: as `init_state` returns it.
+          rng: key for dropout and the like.
+          progress: share of training done, in [0, 1].
+          axis_name: mapped axis over the replicas, or None outside one.
+
+        Returns:
+          (scalar float32, (metrics, new batch_stats, new state)).
+        """
+        raise NotImplementedError
+
+    def after_evaluation(self, state: PyTree, variables: PyTree, improved: bool) -> PyTree:
+        """State after an evaluation on the validation split; unchanged here."""
+        del variables, improved
+        return state
+
+    def logits(self, variables: PyTree, clips: chex.Array) -> chex.Array:
+        """The deployed classifier's logits (B, K) float32 for clips (B, T, H, W, 3)."""
+        return self.model.apply(network(variables, "model"), clips, train=False).logits
+
+
+def nest(networks: dict[str, PyTree]) -> PyTree:
+    """{network: {collection: tree}} -> {collection: {network: tree}}, both collections present."""
+    nested: dict[str, dict[str, PyTree]] = {"params": {}, "batch_stats": {}}
+    for name, variables in networks.items():
+        for collection, tree in variables.items():
+            nested[collection][name] = tree
+    return nested
+
+
+def network(variables: PyTree, name: str) -> PyTree:
+    """The variables of one network: {collection: tree}."""
+    return {collection: trees[name] for collection, trees in variables.items() if name in trees}
+
+
+def apply_views(
+    module: nn.Module,
+    variables: PyTree,
+    views: chex.Array,
+    *,
+    together: bool,
+    rng: chex.PRNGKey | None = None,
+) -> tuple[PyTree, PyTree]:
+    """Applies a network in training mode to the views of a batch.
+
+    Args:
+      module: called as `module(view, train=True)`.
+      variables: its collections, one network's.
+      views: (B, V, ...) inputs.
+      together: one pass over all B x V inputs, so that BatchNorm sees the views as one batch;
+        otherwise a pass per view, the running statistics updated by each in turn (SimSiam).
+      rng: key for dropout, or None.
+
+    Returns:
+      (outputs with every leaf (B, V, ...), new batch_stats).
+    """
+    batch, num_views = views.shape[:2]
+
+    def apply(stats: PyTree, inputs: chex.Array, key: chex.PRNGKey | None):
+        outputs, updated = module.apply(
+            {**variables, "batch_stats": stats},
+            inputs,
+            train=True,
+            mutable=["batch_stats"],
+            rngs=None if key is None else {"dropout": key},
+        )
+        return outputs, updated.get("batch_stats", stats)
+
+    stats = variables.get("batch_stats", {})
+    if together:
+        outputs, stats = apply(stats, views.reshape(batch * num_views, *views.shape[2:]), rng)
+        outputs = jax.tree.map(lambda x: x.reshape(batch, num_views, *x.shape[1:]), outputs)
+        return outputs, stats
+    per_view = []
+    for view in range(num_views):
+        key = None if rng is None else jax.random.fold_in(rng, view)
+        outputs, stats = apply(stats, views[:, view], key)
+        per_view.append(outputs)
+    return jax.tree.map(lambda *x: jnp.stack(x, axis=1), *per_view), stats
+
+
+def classifier_views(
+    method: Method,
+    variables: PyTree,
+    clips: chex.Array,
+    *,
+    together: bool,
+    rng: chex.PRNGKey,
+    axis_name: str | None,
+) -> tuple[Outputs, PyTree]:
+    """The classifier's training-mode outputs for every view, without its feature maps.
+
+    Args:
+      method: whose model is applied.
+      variables: all networks'.
+      clips: (B, V, T, H, W, 3).
+      together: see `apply_views`.
+      rng: dropout key.
+      axis_name: the replicas' axis, or None.
+
+    Returns:
+      (Outputs with logits (B, V, K) and embedding (B, V, D), the model's new batch_stats).
+    """
+    model = method.model.clone(axis_name=axis_name if method.sync_batch_norm else None)
+    outputs, stats = apply_views(
+        model, network(variables, "model"), clips, together=together, rng=rng
+    )
+    return outputs._replace(maps=()), stats

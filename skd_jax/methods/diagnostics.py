@@ -1,0 +1,56 @@
+"""Metrics that show whether two views agree and whether the representation collapses."""
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from skd_jax import losses
+
+
+def accuracy(logits: chex.Array, labels: chex.Array) -> chex.Array:
+    """Share of right top-1 predictions, float32 scalar.
+
+    Args:
+      logits: (B, V, K) floats.
+      labels: (B,) integers.
+    """
+    return jnp.mean(jnp.argmax(logits, axis=-1) == labels[:, None], dtype=jnp.float32)
+
+
+def view_metrics(
+    logits: chex.Array, embedding: chex.Array, axis_name: str | None
+) -> dict[str, chex.Array]:
+    """Agreement of the first two views and spread of their embeddings.
+
+    `embedding_std` is the standard deviation of a feature of the L2-normalised embedding, averaged
+    over features and multiplied by sqrt(D): near 1 for directions spread over the sphere, 0 for a
+    collapsed representation (Chen and He, CVPR 2021, fig. 2). `embedding_rank` is the effective
+    rank of the centred embeddings as the participation ratio (tr C)^2 / tr(C^2) of their covariance
+    C, between 1 and D; it needs no eigenvalues and so costs nothing on any accelerator.
+
+    Args:
+      logits: (B, V, K), V >= 2.
+      embedding: (B, V, D).
+      axis_name: the replicas' axis; the statistics are those of all replicas' examples.
+
+    Returns:
+      view_agreement, view_cosine, embedding_std, embedding_rank: float32 scalars.
+    """
+    labels = jnp.argmax(logits, axis=-1)
+    spread = embedding.astype(jnp.float32).reshape(-1, embedding.shape[-1])
+    if axis_name is not None:
+        spread = jax.lax.all_gather(spread, axis_name, tiled=True)
+    spread = spread * jax.lax.rsqrt(
+        jnp.sum(spread * spread, axis=-1, keepdims=True) + losses.NORM_EPSILON
+    )
+    dimension = spread.shape[-1]
+    centred = spread - spread.mean(axis=0)
+    # C and the Gram matrix have the same trace and the same sum of squares; take the smaller.
+    smaller = centred @ centred.T if centred.shape[0] < dimension else centred.T @ centred
+    return {
+        "view_agreement": jnp.mean(labels[:, 0] == labels[:, 1], dtype=jnp.float32),
+        "view_cosine": losses.cosine(embedding[:, 0], embedding[:, 1]).mean(),
+        "embedding_std": jnp.std(spread, axis=0).mean() * jnp.sqrt(dimension),
+        "embedding_rank": jnp.trace(smaller) ** 2
+        / jnp.maximum(jnp.sum(smaller * smaller), losses.NORM_EPSILON),
+    }

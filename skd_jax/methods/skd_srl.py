@@ -1,0 +1,153 @@
+"""SKD-SRL: self-knowledge distillation with Siamese representation learning."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from skd_jax import losses
+from skd_jax.errors import UserError
+from skd_jax.methods import base, diagnostics
+from skd_jax.models import heads
+
+
+@dataclasses.dataclass(frozen=True)
+class SKDSRL(base.Method):
+    """Two views of a video teach each other by soft labels and by a Siamese similarity.
+
+    Vu, Phung and Wang, "Self-Knowledge Distillation via Siamese Representation Learning for Action
+    Recognition", VCIP 2021 (arXiv 2209.01311). Of the paper only the abstract and the opening of
+    the introduction were at hand: they say that the difference between the representation vectors
+    of two views is minimised and that soft-label distillation is used beside it. What follows is
+    therefore a RECONSTRUCTION, not the paper's equations:
+
+        q_i = fc(f(x_i)),   z_i = projector(f(x_i)),   p_i = predictor(z_i),   i = 1, 2
+        L_ce  = 1/2 [CE(q_1, y) + CE(q_2, y)]
+        L_kd  = 1/2 [KL(sg s(q_2/T) || s(q_1/T)) + KL(sg s(q_1/T) || s(q_2/T))]   (times T^2 if asked)
+        L_sim = 1/2 [D(p_1, sg z_2) + D(p_2, sg z_1)],   D(p, z) = -cos(p, z)
+        L = L_ce + lambda_kd L_kd + lambda_sim L_sim
+
+    with s the softmax and sg the stop-gradient. Projector and predictor are SimSiam's (Chen and He,
+    CVPR 2021) and are dropped after training; weight decay is the optimiser's.
+
+    Where each default comes from: temperature 10, lambda_kd 0.1 and no T^2 are those of the same
+    authors' earlier method (code of "Teaching Yourself", IEEE Access 2021). Stopped soft labels,
+    separate BatchNorm passes, the predictor and its constant learning rate are SimSiam's habits.
+    lambda_sim and the narrow projector are this project's choices.
+
+    Attributes:
+      temperature: T, softens the labels that the views exchange.
+      lambda_kd: weight of L_kd.
+      scale_by_t2: multiply L_kd by T^2 (Hinton et al., 2015).
+      stop_gradient_labels: treat the other view's soft labels as constants.
+      lambda_sim: weight of L_sim.
+      use_predictor: False compares projections directly, p_i = z_i.
+      constant_predictor_lr: keep the predictor's learning rate at its peak (SimSiam --fix-pred-lr).
+      projector_hidden: width of the projector's hidden layers; 0 takes the embedding's width.
+      projector_out: width of the projections z.
+      predictor_hidden: width of the predictor's bottleneck; 0 takes a quarter of projector_out.
+      views_together: both views pass through BatchNorm as one batch; False is a pass per view.
+      label_smoothing: of L_ce.
+    """
+
+    temperature: float = 10.0
+    lambda_kd: float = 0.1
+    scale_by_t2: bool = False
+    stop_gradient_labels: bool = True
+    lambda_sim: float = 1.0
+    use_predictor: bool = True
+    constant_predictor_lr: bool = True
+    projector_hidden: int = 0
+    projector_out: int = 512
+    predictor_hidden: int = 128
+    views_together: bool = False
+    label_smoothing: float = 0.0
+
+    def __post_init__(self):
+        if self.temperature <= 0:
+            raise UserError(f"method.temperature must be positive, got {self.temperature}")
+
+    @property
+    def num_views(self) -> int:
+        return 2
+
+    @property
+    def constant_lr(self) -> tuple[str, ...]:
+        return ("predictor",) if self.use_predictor and self.constant_predictor_lr else ()
+
+    def _heads(self, bn_axis: str | None) -> dict:
+        options = {"dtype": self.model.dtype, "axis_name": bn_axis}
+        networks = {
+            "projector": heads.Projector(
+                features=self.projector_out, hidden=self.projector_hidden or None, **options
+            )
+        }
+        if self.use_predictor:
+            networks["predictor"] = heads.Predictor(
+                hidden=self.predictor_hidden or None, **options
+            )
+        return networks
+
+    def init(self, rng, clips):
+        model_rng, projector_rng, predictor_rng = jax.random.split(rng, 3)
+        variables = self.model.init({"params": model_rng}, clips, train=False)
+        # Only the embedding's shape is needed: no forward pass is compiled for it.
+        shape = jax.eval_shape(
+            lambda: self.model.apply(variables, clips, train=False).embedding
+        ).shape
+        trees, inputs = {"model": variables}, jnp.zeros(shape)
+        for (name, module), key in zip(
+            self._heads(None).items(), (projector_rng, predictor_rng), strict=False
+        ):
+            trees[name] = module.init(key, inputs, train=False)
+            inputs = jnp.zeros((1, self.projector_out))
+        return base.nest(trees)
+
+    def loss(self, variables, batch, state, rng, progress, axis_name):
+        del progress
+        outputs, model_stats = base.classifier_views(
+            self,
+            variables,
+            batch["clips"],
+            together=self.views_together,
+            rng=rng,
+            axis_name=axis_name,
+        )
+        stats = {"model": model_stats}
+        networks = self._heads(axis_name if self.sync_batch_norm else None)
+        z = p = outputs.embedding
+        for name, module in networks.items():
+            p, stats[name] = base.apply_views(
+                module, base.network(variables, name), p, together=self.views_together
+            )
+            z = p if name == "projector" else z
+
+        q1, q2 = outputs.logits[:, 0], outputs.logits[:, 1]
+        # The labels a view receives are targets: without the stop, the confident view could also
+        # lower the loss by moving towards the unsure one.
+        stop = jax.lax.stop_gradient if self.stop_gradient_labels else (lambda x: x)
+
+        def distil(student, teacher):
+            return losses.soft_label_distillation(
+                student, stop(teacher), self.temperature, self.scale_by_t2
+            ).mean()
+
+        def classify(logits):
+            return losses.cross_entropy(logits, batch["label"], self.label_smoothing).mean()
+
+        loss_ce = 0.5 * (classify(q1) + classify(q2))
+        loss_kd = 0.5 * (distil(q1, q2) + distil(q2, q1))
+        loss_sim = 0.5 * (
+            losses.siamese_similarity(p[:, 0], z[:, 1]).mean()
+            + losses.siamese_similarity(p[:, 1], z[:, 0]).mean()
+        )
+        loss = loss_ce + self.lambda_kd * loss_kd + self.lambda_sim * loss_sim
+        metrics = {
+            "loss": loss,
+            "loss_ce": loss_ce,
+            "loss_kd": loss_kd,
+            "loss_sim": loss_sim,
+            "top1": diagnostics.accuracy(outputs.logits, batch["label"]),
+            **diagnostics.view_metrics(outputs.logits, outputs.embedding, axis_name),
+        }
+        return loss, (metrics, stats, state)

@@ -1,0 +1,183 @@
+"""3-D convolution as one function with several lowerings.
+
+All lowerings compute the same sum; they differ in what XLA is asked to run. On CPU, XLA's own 3-D
+convolution is many times slower than its 2-D convolution and matrix product, so there the work is
+expressed in those.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+Triple = tuple[int, int, int]
+
+
+def conv3d(
+    x: jax.Array,
+    kernel: jax.Array,
+    strides: Triple = (1, 1, 1),
+    padding: Triple = (0, 0, 0),
+    groups: int = 1,
+    lowering: str | None = None,
+) -> jax.Array:
+    """Cross-correlates clips with a kernel over time, height and width.
+
+    Args:
+      x: clips, shape (B, T, H, W, C).
+      kernel: shape (kt, kh, kw, C // groups, features), of the dtype of `x`.
+      strides: steps over (T, H, W).
+      padding: zeros added on each of the two sides of (T, H, W).
+      groups: number of groups that the channels and the features are split into.
+      lowering: one of `LOWERINGS`; None takes `choose_lowering` for the default backend.
+
+    Returns:
+      Shape (B, T', H', W', features) with T' = (T + 2 * padding - kt) // stride + 1, and likewise H', W'.
+
+    Raises:
+      ValueError: shapes that do not fit each other, or a lowering that cannot compute this kernel.
+    """
+    _check(x, kernel, strides, padding, groups)
+    kernel, padding = _drop_idle_taps(x.shape, kernel, strides, padding)
+    if lowering is None:
+        lowering = choose_lowering(jax.default_backend(), kernel.shape, strides, padding, groups)
+    if lowering not in LOWERINGS:
+        raise ValueError(f"unknown lowering {lowering!r}; known are {', '.join(LOWERINGS)}")
+    return LOWERINGS[lowering](x, kernel, strides, padding, groups)
+
+
+def choose_lowering(
+    backend: str, kernel_shape: tuple[int, ...], strides: Triple, padding: Triple, groups: int
+) -> str:
+    """The quickest lowering known for a backend ("cpu", "gpu", "tpu") and a convolution."""
+    if backend != "cpu":
+        return "plain"
+    window = kernel_shape[:3]
+    if window == (1, 1, 1) and not any(padding) and groups == 1:
+        return "matmul"
+    if window[1:] == (1, 1) and strides[1:] == (1, 1) and not any(padding[1:]):
+        return "temporal"
+    return "folded"
+
+
+def _plain(x, kernel, strides, padding, groups):
+    """XLA's own 3-D convolution."""
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        strides,
+        [(p, p) for p in padding],
+        dimension_numbers=("NDHWC", "DHWIO", "NDHWC"),
+        feature_group_count=groups,
+    )
+
+
+def _folded(x, kernel, strides, padding, groups):
+    """Temporal taps as further channels of a 2-D convolution over B * T' images."""
+    taps, *_, group_channels, features = kernel.shape
+    taken = _temporal_taps(x, taps, strides[0], padding[0])
+    batch, steps, height, width, channels = taken[0].shape
+    # Each group must find its channels of all taps side by side: (tap, group, c) -> (group, tap, c).
+    images = jnp.concatenate(
+        [t.reshape(batch * steps, height, width, groups, -1) for t in taken], axis=-1
+    ).reshape(batch * steps, height, width, taps * channels)
+    kernel = jnp.moveaxis(kernel, 0, 2).reshape(*kernel.shape[1:3], taps * group_channels, features)
+    y = _conv2d(images, kernel, strides[1:], padding[1:], groups)
+    return y.reshape(batch, steps, *y.shape[1:])
+
+
+def _temporal(x, kernel, strides, padding, groups):
+    """A (kt, 1, 1) convolution as a (kt, 1) 2-D convolution over (T, H * W)."""
+    if kernel.shape[1:3] != (1, 1) or strides[1:] != (1, 1) or any(padding[1:]):
+        raise ValueError(
+            "the 'temporal' lowering needs a (kt, 1, 1) kernel without spatial stride or padding; "
+            f"got kernel {kernel.shape}, strides {strides}, padding {padding}"
+        )
+    batch, steps, height, width, channels = x.shape
+    y = _conv2d(
+        x.reshape(batch, steps, height * width, channels),
+        kernel.reshape(kernel.shape[0], 1, *kernel.shape[3:]),
+        (strides[0], 1),
+        (padding[0], 0),
+        groups,
+    )
+    return y.reshape(batch, y.shape[1], height, width, y.shape[-1])
+
+
+def _matmul(x, kernel, strides, padding, groups):
+    """A 1x1x1 convolution as a matrix product; strides by slicing."""
+    if kernel.shape[:3] != (1, 1, 1) or any(padding) or groups != 1:
+        raise ValueError(
+            "the 'matmul' lowering needs a 1x1x1 kernel without padding or groups; "
+            f"got kernel {kernel.shape}, padding {padding}, groups {groups}"
+        )
+    x = x[:, :: strides[0], :: strides[1], :: strides[2]]
+    return lax.dot_general(x, kernel[0, 0, 0], (((4,), (0,)), ((), ())))
+
+
+LOWERINGS: dict[str, Callable[..., jax.Array]] = {
+    "plain": _plain,
+    "folded": _folded,
+    "temporal": _temporal,
+    "matmul": _matmul,
+}
+
+
+def _drop_idle_taps(
+    shape: tuple[int, ...], kernel: jax.Array, strides: Triple, padding: Triple
+) -> tuple[jax.Array, Triple]:
+    """Leaves out kernel taps that see only padding, evenly from both ends.
+
+    The last stages of a network see such maps: 3x3x3 over a single frame is 1x3x3.
+    """
+    trimmed = []
+    for axis in range(3):
+        size, taps = shape[axis + 1], kernel.shape[axis]
+        steps = (size + 2 * padding[axis] - taps) // strides[axis] + 1
+        # Tap i sees positions i - padding, + stride, ..., + (steps - 1) * stride.
+        idle_first = padding[axis] - (steps - 1) * strides[axis]
+        idle_last = taps - padding[axis] - size
+        idle = max(0, min(idle_first, idle_last))
+        kernel = lax.slice_in_dim(kernel, idle, taps - idle, axis=axis)
+        trimmed.append(padding[axis] - idle)
+    return kernel, tuple(trimmed)
+
+
+def _temporal_taps(x: jax.Array, taps: int, stride: int, padding: int) -> list[jax.Array]:
+    """For each temporal tap the frames (B, T', H, W, C) that it sees."""
+    x = jnp.pad(x, [(0, 0), (padding, padding), (0, 0), (0, 0), (0, 0)])
+    steps = (x.shape[1] - taps) // stride + 1
+    return [
+        lax.slice_in_dim(x, tap, tap + (steps - 1) * stride + 1, stride, axis=1)
+        for tap in range(taps)
+    ]
+
+
+def _conv2d(x, kernel, strides, padding, groups):
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        strides,
+        [(p, p) for p in padding],
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
+    )
+
+
+def _check(x, kernel, strides, padding, groups) -> None:
+    if x.ndim != 5:
+        raise ValueError(f"conv3d takes clips of shape (B, T, H, W, C); got shape {x.shape}")
+    if kernel.ndim != 5:
+        raise ValueError(f"conv3d takes a kernel (kt, kh, kw, C, features); got {kernel.shape}")
+    if x.shape[-1] != kernel.shape[3] * groups or kernel.shape[4] % groups:
+        raise ValueError(
+            f"clips of shape {x.shape} do not fit a kernel of shape {kernel.shape} in {groups} "
+            f"group(s): {kernel.shape[3] * groups} input channels expected, and features in whole groups"
+        )
+    for axis, size, k, p in zip("THW", x.shape[1:4], kernel.shape[:3], padding, strict=True):
+        if size + 2 * p < k:
+            raise ValueError(
+                f"clips of shape {x.shape} are too small: axis {axis} has {size}, "
+                f"the kernel needs at least {k - 2 * p}; give longer or larger clips"
+            )

@@ -1,0 +1,201 @@
+"""What `main.py --mode=...` does, one function a mode."""
+
+import functools
+import importlib.metadata
+import platform
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from skd_jax import (
+    classifier,
+    datasets,
+    evaluate,
+    metrics,
+    optim,
+    parallel,
+    report,
+    settings,
+    step,
+    train,
+    workdir,
+)
+from skd_jax.data import prepared
+from skd_jax.errors import UserError
+
+Config = Mapping[str, Any]
+Log = Callable[[str], None]
+
+
+def run_prepare(config: Config, log: Log) -> None:
+    """Prepares the data set of a config."""
+    folder = datasets.ensure_prepared(config, log)
+    if folder is not None:
+        log(f"prepared data: {folder}")
+
+
+def run_train(config: Config, folder: Path, log: Log) -> None:
+    """Trains, then evaluates the chosen checkpoint on the test split.
+
+    Raises:
+      UserError: whatever the user can mend; see `train.train`, `prepare`, `workdir.claim`.
+    """
+    batch_size, accumulate = config["train"]["batch_size"], config["train"]["accumulate"]
+    parallel.check_batch_size(batch_size, accumulate)
+    parallel.check_batch_size(config["eval"]["batch_size"], key="eval.batch_size")
+    datasets.crop_fraction(config)
+    settings.method(config, 1)  # a mistyped name should not wait for the data
+    if jax.process_index() == 0:
+        workdir.claim(folder, config)
+    parallel.barrier("workdir claimed")
+    data_folder = datasets.ensure_prepared(config, log)
+    if data_folder is None:
+        raise UserError(
+            "other machines have yet to prepare their shards; train once they are done, "
+            "without config.data.shards"
+        )
+    data = datasets.describe(data_folder)
+    if jax.process_index() == 0:
+        _record(folder, data)
+    parallel.barrier("data recorded")
+
+    method = settings.method(config, len(data["class_names"]))
+    videos = data["splits"]["train"]["videos"]
+    steps_per_epoch = videos / batch_size
+    loop = settings.loop(config, steps_per_epoch)
+    optim_settings = settings.optimiser(config, steps_per_epoch)
+    log(
+        f"{config['method']['name']} on {data['name']}: {len(data['class_names'])} classes, "
+        f"{videos} training videos, {loop.total_steps} steps of {batch_size} videos x "
+        f"{method.num_views} views, {jax.device_count()} {jax.default_backend()} device(s)"
+    )
+    finished = train.train(
+        method,
+        optim.optimiser(optim_settings, loop.total_steps, method.constant_lr),
+        optim.schedule(optim_settings, loop.total_steps),
+        settings.augmentation(config),
+        loop,
+        datasets.loop_data(config, data_folder, method.num_views, log),
+        folder,
+        log,
+    )
+    if finished:
+        run_evaluate(folder, "", log)
+
+
+def run_evaluate(folder: Path, split_name: str, log: Log) -> dict[str, Any]:
+    """Evaluates a trained workdir and writes results.json and the plots.
+
+    Args:
+      folder: the workdir.
+      split_name: "" takes "test", or "validation" where there is no test split.
+      log: takes one line of text.
+
+    Returns:
+      What results.json holds.
+    """
+    trained = classifier.load(folder)
+    config, data = trained.config, trained.data
+    data_folder = data["prepared"]
+    info = datasets.describe(data_folder)
+    if info["fingerprint"] != data["fingerprint"]:
+        raise UserError(
+            f"{data_folder} now holds other data (fingerprint {info['fingerprint'][:12]}) than "
+            f"{folder} was trained on ({data['fingerprint'][:12]})"
+        )
+    split_name = split_name or ("test" if "test" in data["splits"] else "validation")
+    split = prepared.load_split(data_folder, split_name)
+    parallel.check_batch_size(config["eval"]["batch_size"], key="eval.batch_size")
+    replicas = parallel.create(config["train"]["replicas"])
+    run = replicas.evaluate(
+        functools.partial(
+            step.eval_step, method=trained.method, augmentation=settings.augmentation(config)
+        )
+    )
+    clips, crops = config["eval"]["clips"], config["eval"]["crops"]
+
+    def scores_of(variables):
+        batches = datasets.eval_batches(config, split, clips=clips, crops=crops)
+        return evaluate.score(run, replicas, replicas.put(variables), batches)
+
+    scores = scores_of(trained.variables)
+    summary = evaluate.summarise(scores, trained.class_names)
+    averaged = trained.raw_variables is not None
+    results = {
+        "split": split_name,
+        "split_source": data["splits"][split_name]["source"],
+        **{name: summary[name] for name in ("top1", "top5", "loss", "videos") if name in summary},
+        "clips_per_video": clips * crops,
+        "clips": clips * crops * summary["videos"],
+        "weights": "moving average" if averaged else "raw",
+        **({"raw": evaluate.loss_and_top1(scores_of(trained.raw_variables))} if averaged else {}),
+        "checkpoint_step": trained.step,
+        "checkpoint_selection": trained.selection,
+        "method": config["method"],
+        "model": config["model"],
+        "parameters": trained.num_parameters,
+        "seed": config["train"]["seed"],
+        "data": {"name": data["name"], "fingerprint": data["fingerprint"]},
+        "per_class": summary["per_class"],
+        "confusion": summary["confusion"],
+        "versions": _versions(),
+        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+    }
+    if jax.process_index() == 0:
+        _report(folder, results, trained.class_names, log)
+    return results
+
+
+def _report(folder: Path, results: dict[str, Any], class_names: tuple[str, ...], log: Log) -> None:
+    split = results["split"]
+    # The default evaluation is the run's result; another split's is kept beside it.
+    stored = folder / "results.json"
+    if stored.is_file() and f'"split": "{split}"' not in stored.read_text():
+        stored = folder / f"results_{split}.json"
+    workdir.write_json(stored, results)
+    report.plot_curves(metrics.read_rows(folder / "metrics.jsonl"), folder / "curves.png")
+    report.plot_confusion(
+        np.array(results["confusion"]),
+        class_names,
+        folder / f"confusion_{split}.png",
+        f"{split}: {results['split_source']}",
+    )
+    log("")
+    log(f"{split} split ({results['split_source']}):")
+    worst = min(
+        (entry["top1"], name)
+        for name, entry in results["per_class"].items()
+        if entry["top1"] is not None
+    )
+    top5 = f", top-5 {results['top5']:.4f}" if "top5" in results else ""
+    log(
+        f"  top-1 {results['top1']:.4f}{top5} over {results['videos']} videos, "
+        f"{results['clips_per_video']} clips each; chance {1 / len(class_names):.4f}"
+    )
+    log(f"  weakest class: {worst[1]} ({worst[0]:.2f})")
+    log(f"  checkpoint: step {results['checkpoint_step']}, {results['checkpoint_selection']}")
+    log(f"Results: {stored}")
+    log(f"Plots:   {folder / 'curves.png'}, {folder / f'confusion_{split}.png'}")
+    log(f"Curves:  tensorboard --logdir {folder}")
+    log(f"Use it:  python main.py --mode=predict --workdir={folder} VIDEO_OR_FOLDER")
+
+
+def _record(folder: Path, data: dict[str, Any]) -> None:
+    path = folder / workdir.DATA
+    if path.is_file() and (old := workdir.read_data(folder))["fingerprint"] != data["fingerprint"]:
+        raise UserError(
+            f"{folder} was trained on data with fingerprint {old['fingerprint'][:12]} "
+            f"({old['prepared']}), this is {data['fingerprint'][:12]} ({data['prepared']}): the "
+            "videos or lists have changed; take another --workdir"
+        )
+    workdir.write_json(path, data)
+
+
+def _versions() -> dict[str, str]:
+    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tensorflow", "av")
+    return {"python": platform.python_version()} | {
+        name: importlib.metadata.version(name) for name in packages
+    }

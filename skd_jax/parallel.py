@@ -1,0 +1,168 @@
+"""Data parallelism: one step function on many devices, by pmap or by jit(shard_map).
+
+Both run the same function of one replica's batch with the mapped axis "batch"; they differ in where
+the replicas' copies live. `Replicas` hides that from the loop: state goes in and comes out as one
+plain tree, batches as the NumPy arrays of this process.
+"""
+
+import functools
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding, PartitionSpec
+
+from skd_jax.errors import UserError
+from skd_jax.names import look_up
+
+PyTree = Any
+AXIS = "batch"
+
+
+class Replicas(Protocol):
+    """How a step is run on all devices of all processes."""
+
+    def put(self, tree: PyTree) -> PyTree:
+        """A plain tree, equal in every process, to a copy on every device."""
+
+    def get(self, tree: PyTree) -> PyTree:
+        """One copy of a replicated tree, as NumPy arrays."""
+
+    def shard(self, batch: PyTree) -> PyTree:
+        """This process's part of a batch, leading axis cut over its devices."""
+
+    def train(self, step: Callable) -> Callable:
+        """Compiles (state, batch) -> (state, metrics); the old state's memory is reused."""
+
+    def evaluate(self, step: Callable) -> Callable:
+        """Compiles (variables, batch) -> scores, the scores replicated."""
+
+
+class Pmap:
+    """`jax.pmap`: every leaf carries a leading axis over the local devices."""
+
+    def put(self, tree):
+        count = jax.local_device_count()
+        copy = jax.pmap(lambda tree, _: tree, in_axes=(None, 0))
+        return copy(tree, np.arange(count))
+
+    def get(self, tree):
+        return jax.tree.map(lambda x: np.asarray(x.addressable_shards[0].data)[0], tree)
+
+    def shard(self, batch):
+        count = jax.local_device_count()
+        return jax.tree.map(lambda x: x.reshape(count, x.shape[0] // count, *x.shape[1:]), batch)
+
+    def train(self, step):
+        return jax.pmap(functools.partial(step, axis_name=AXIS), AXIS, donate_argnums=(0,))
+
+    def evaluate(self, step):
+        return jax.pmap(functools.partial(step, axis_name=AXIS), AXIS)
+
+
+class ShardMap:
+    """`jax.jit(jax.shard_map)` over a mesh of all devices: global arrays, the path for pods."""
+
+    def __init__(self):
+        self._mesh = jax.make_mesh((jax.device_count(),), (AXIS,))
+        self._replicated = NamedSharding(self._mesh, PartitionSpec())
+        self._sharded = NamedSharding(self._mesh, PartitionSpec(AXIS))
+
+    def put(self, tree):
+        def replicate(x):
+            x = np.asarray(x)
+            return jax.make_array_from_callback(x.shape, self._replicated, lambda index: x[index])
+
+        return jax.tree.map(replicate, tree)
+
+    def get(self, tree):
+        return jax.tree.map(lambda x: np.asarray(x.addressable_shards[0].data), tree)
+
+    def shard(self, batch):
+        return jax.tree.map(
+            lambda x: jax.make_array_from_process_local_data(self._sharded, x), batch
+        )
+
+    def train(self, step):
+        return jax.jit(self._map(step, (PartitionSpec(), PartitionSpec())), donate_argnums=(0,))
+
+    def evaluate(self, step):
+        return jax.jit(self._map(step, PartitionSpec()))
+
+    def _map(self, step, out_specs):
+        # check_vma must be off: with it, the gradient of a replicated input is already summed over
+        # the replicas, and the step's own pmean would leave it n times too large.
+        return jax.shard_map(
+            functools.partial(step, axis_name=AXIS),
+            mesh=self._mesh,
+            in_specs=(PartitionSpec(), PartitionSpec(AXIS)),
+            out_specs=out_specs,
+            check_vma=False,
+        )
+
+
+def create(name: str) -> Replicas:
+    """Replicas by name: "pmap" or "shard_map".
+
+    Raises:
+      UserError: unknown name.
+    """
+    return look_up("config.train.replicas", name, {"pmap": Pmap, "shard_map": ShardMap})()
+
+
+def check_batch_size(batch_size: int, accumulate: int = 1, key: str = "train.batch_size") -> None:
+    """Raises a UserError unless a global batch divides over devices and micro-batches."""
+    devices = jax.device_count()
+    parts = devices * accumulate
+    if batch_size < 1 or batch_size % parts:
+        nearest = max(parts, round(batch_size / parts) * parts)
+        raise UserError(
+            f"config.{key}={batch_size} does not divide over {devices} device(s)"
+            + (f" x {accumulate} micro-batches" if accumulate > 1 else "")
+            + f"; take a multiple of {parts}, such as {nearest}"
+        )
+
+
+def prefetch(batches: Iterable[PyTree], place: Callable[[PyTree], PyTree], depth: int = 2) -> Iterator:
+    """Pairs (host batch, placed batch), `depth` batches sent to the devices ahead of use."""
+    queue: deque = deque()
+    for batch in batches:
+        queue.append((batch, place(batch)))
+        if len(queue) > depth:
+            yield queue.popleft()
+    yield from queue
+
+
+def start_processes(
+    coordinator: str | None, count: int | None, index: int | None, cluster: bool
+) -> None:
+    """Joins the processes of a multi-host run; does nothing for a single process.
+
+    Args:
+      coordinator: host:port of process 0, with `count` and `index`; or None.
+      count: number of processes.
+      index: this process's number.
+      cluster: let JAX find the three from the cluster's environment (Slurm, TPU pods, ...).
+
+    Raises:
+      UserError: the flags do not fit together, or the others cannot be reached.
+    """
+    if coordinator is None and not cluster:
+        if count is not None or index is not None:
+            raise UserError("--num_processes and --process_id need --coordinator=HOST:PORT")
+        return
+    if not cluster and (count is None or index is None):
+        raise UserError("--coordinator needs --num_processes and --process_id too")
+    try:
+        jax.distributed.initialize(coordinator, count, index)
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"cannot join the other processes: {error}") from error
+
+
+def barrier(name: str) -> None:
+    """Waits until all processes are here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)

@@ -1,0 +1,150 @@
+"""Classifies video files with a trained workdir."""
+
+import functools
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from skd_jax import classifier, datasets, settings, step, workdir
+from skd_jax.data import decode
+from skd_jax.data.clips import sample_test
+from skd_jax.errors import UserError
+from skd_jax.progress import Progress
+
+VIDEO_SUFFIXES = {".avi", ".mp4", ".mkv", ".mov", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv"}
+_FRAMES_HELD = 3000  # 150 MB of frames of 128 x 171; longer videos are read twice instead
+
+
+def run_predict(
+    folder: Path, inputs: Iterable[str], output: Path | None, log: Callable[[str], None] = print
+) -> list[dict[str, Any]]:
+    """Classifies videos and prints a table of the best five classes of each.
+
+    Args:
+      folder: a trained workdir.
+      inputs: video files, or folders that are searched for videos.
+      output: JSON file for the predictions; by default predictions.json in the workdir.
+      log: takes one line of text.
+
+    Returns:
+      For each file {"file", "predictions": [{"class", "probability"}, ...]} or {"file", "error"};
+      a file that cannot be decoded is reported and the rest go on.
+
+    Raises:
+      UserError: nothing to classify, or no file could be decoded.
+    """
+    files = list(find_videos(inputs))
+    trained = classifier.load(folder)
+    classify = _classifier(trained)
+    results = []
+    with Progress(len(files), "predicting", "videos") as progress:
+        for file in files:
+            try:
+                results.append({"file": str(file), "predictions": classify(file)})
+            except decode.DecodeError as error:
+                results.append({"file": str(file), "error": error.reason})
+            progress.update()
+    log(_table(results))
+    output = output or folder / "predictions.json"
+    output.parent.mkdir(parents=True, exist_ok=True)
+    workdir.write_json(output, {"workdir": str(folder), "step": trained.step, "videos": results})
+    failed = sum("error" in result for result in results)
+    log(f"{len(results) - failed} of {len(results)} videos classified; JSON: {output}")
+    if failed == len(results):
+        raise UserError("none of the files could be decoded; the reasons stand above")
+    return results
+
+
+def find_videos(inputs: Iterable[str]) -> Iterator[Path]:
+    """The files named, and the video files below the folders named, sorted.
+
+    Raises:
+      UserError: a path does not exist, a folder holds no video, or nothing was named.
+    """
+    inputs = list(inputs)
+    if not inputs:
+        raise UserError("name what to classify: main.py --mode=predict --workdir=W VIDEO_OR_FOLDER ...")
+    for name in inputs:
+        path = Path(name)
+        if path.is_dir():
+            found = sorted(p for p in path.rglob("*") if p.suffix.lower() in VIDEO_SUFFIXES)
+            if not found:
+                raise UserError(f"{path}: no video in this folder ({', '.join(sorted(VIDEO_SUFFIXES))})")
+            yield from found
+        elif path.exists():
+            yield path
+        else:
+            raise UserError(f"{path}: no such file or folder")
+
+
+def _classifier(trained: classifier.Trained) -> Callable[[Path], list[dict[str, Any]]]:
+    config = trained.config
+    run = jax.jit(
+        functools.partial(
+            step.eval_step, method=trained.method, augmentation=settings.augmentation(config)
+        )
+    )
+
+    def classify(path: Path) -> list[dict[str, Any]]:
+        batch = _clips(path, config) | {name: np.zeros(1, np.int32) for name in ("label", "index")}
+        batch["mask"] = np.ones(1, bool)
+        probabilities = np.asarray(run(trained.variables, batch)["probabilities"][0])
+        best = np.argsort(-probabilities, kind="stable")[:5]
+        return [
+            {"class": trained.class_names[k], "probability": float(probabilities[k])} for k in best
+        ]
+
+    return classify
+
+
+def _clips(path: Path, config: dict[str, Any]) -> dict[str, np.ndarray]:
+    data, length = config["data"], config["clips"]["frames"]
+
+    def stream() -> Iterable[np.ndarray]:
+        return decode.iter_frames(
+            path, short_side=data["frame_size"], max_fps=data["max_fps"] or None, threads=0
+        )
+
+    iterator = iter(stream())
+    held = list(itertools.islice(iterator, _FRAMES_HELD))
+    count = len(held) + sum(1 for _ in iterator)
+    height, width = held[0].shape[:2]
+    index, window = sample_test(
+        count,
+        height,
+        width,
+        frames=length,
+        stride=config["clips"]["stride"],
+        clips=config["eval"]["clips"],
+        crops=config["eval"]["crops"],
+        fraction=datasets.crop_fraction(config),
+    )
+    frames = dict(enumerate(held))
+    if count > len(held):
+        wanted = set(index.ravel().tolist())
+        frames = {i: frame for i, frame in enumerate(stream()) if i in wanted}
+    canvas = data["frame_size"]
+    clips = np.zeros((1, len(index), length, canvas, canvas, 3), np.uint8)
+    for view, (y, x, h, w) in enumerate(window):
+        for t, i in enumerate(index[view].tolist()):
+            clips[0, view, t, :h, :w] = frames[i][y : y + h, x : x + w]
+    return {"clips": clips, "size": window[None, :, 2:].astype(np.int32)}
+
+
+def _table(results: list[dict[str, Any]]) -> str:
+    width = max(len(Path(result["file"]).name) for result in results)
+    lines = []
+    for result in results:
+        name = Path(result["file"]).name.ljust(width)
+        if "error" in result:
+            lines.append(f"{name}  not classified: {result['error']}")
+            continue
+        best = [f"{p['class']} {p['probability']:.1%}" for p in result["predictions"]]
+        lines.append(f"{name}  " + ", ".join(best))
+    return "\n".join(lines)
+
+

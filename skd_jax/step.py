@@ -1,0 +1,210 @@
+"""One training step and one evaluation step, as pure functions of one replica's batch."""
+
+import dataclasses
+from typing import Any
+
+import chex
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from skd_jax import augment
+from skd_jax.methods import Method
+
+PyTree = Any
+
+
+@flax.struct.dataclass
+class TrainState:
+    """All that a step changes, and so all that a checkpoint must hold.
+
+    Attributes:
+      step: int32 scalar, number of updates done.
+      params: {network: tree} float32.
+      batch_stats: {network: tree} float32.
+      method_state: the method's own state.
+      opt_state: the optimiser's.
+      ema: {"params": ..., "batch_stats": ...} moving averages, or None.
+    """
+
+    step: chex.Array
+    params: PyTree
+    batch_stats: PyTree
+    method_state: PyTree
+    opt_state: PyTree
+    ema: PyTree | None
+
+    @property
+    def variables(self) -> PyTree:
+        """What `Method.logits` takes."""
+        return {"params": self.params, "batch_stats": self.batch_stats}
+
+
+@dataclasses.dataclass(frozen=True)
+class StepSettings:
+    """Constants of the step.
+
+    Attributes:
+      total_steps: length of training; step / total_steps is the method's `progress`.
+      seed: of dropout and other randomness inside the networks.
+      accumulate: micro-batches that a replica's batch is cut into, to save memory.
+      ema_decay: of the moving average of the weights; 0 keeps none.
+    """
+
+    total_steps: int
+    seed: int = 0
+    accumulate: int = 1
+    ema_decay: float = 0.0
+
+
+def create_state(
+    method: Method,
+    tx: optax.GradientTransformation,
+    rng: chex.PRNGKey,
+    clip_shape: tuple[int, ...],
+    settings: StepSettings,
+) -> TrainState:
+    """State before the first step.
+
+    Args:
+      method: what is trained.
+      tx: the optimiser.
+      rng: key of the initial parameters.
+      clip_shape: (T, H, W, 3) of the clips the model will see.
+      settings: whether an average of the weights is kept.
+    """
+    variables = jax.jit(method.init)(rng, jnp.zeros((1, *clip_shape), jnp.float32))
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=variables["params"],
+        batch_stats=variables["batch_stats"],
+        method_state=method.init_state(variables),
+        opt_state=tx.init(variables["params"]),
+        ema=jax.tree.map(jnp.copy, variables) if settings.ema_decay > 0 else None,
+    )
+
+
+def train_step(
+    state: TrainState,
+    batch: dict[str, chex.Array],
+    *,
+    method: Method,
+    tx: optax.GradientTransformation,
+    augmentation: augment.AugmentSettings,
+    settings: StepSettings,
+    axis_name: str | None = None,
+) -> tuple[TrainState, dict[str, chex.Array]]:
+    """One update from one replica's batch.
+
+    Gradients, metrics and running statistics are averaged over `axis_name` in one reduction, so
+    every replica ends with the same state.
+
+    Args:
+      state: replicated.
+      batch: "clips" (B, V, T, S, S, 3) uint8, "size" (B, V, 2), "flip" (B, V), "key" (B, 2) uint32,
+        "label" (B,), "index" (B,).
+      method, tx, augmentation, settings: constants.
+      axis_name: the replicas' axis, or None for a single replica.
+
+    Returns:
+      (new state, metrics: float32 scalars; "grad_norm" among them).
+
+    Raises:
+      ValueError: the replica's batch cannot be cut into `settings.accumulate` parts.
+    """
+    rng = jax.random.fold_in(jax.random.key(settings.seed), state.step)
+    if axis_name is not None:
+        rng = jax.random.fold_in(rng, jax.lax.axis_index(axis_name))
+    progress = state.step.astype(jnp.float32) / settings.total_steps
+
+    def loss_fn(params, stats, method_state, part, key):
+        clips = augment.train_clips(
+            part["clips"], part["size"], part["flip"], part["key"], augmentation
+        )
+        variables = {"params": params, "batch_stats": stats}
+        return method.loss(
+            variables, {**part, "clips": clips}, method_state, key, progress, axis_name
+        )
+
+    gradient = jax.value_and_grad(loss_fn, has_aux=True)
+
+    def micro_step(carry, inputs):
+        stats, method_state, total = carry
+        part, key = inputs
+        (_, (metrics, stats, method_state)), grads = gradient(
+            state.params, stats, method_state, part, key
+        )
+        return (stats, method_state, jax.tree.map(jnp.add, total, grads)), metrics
+
+    if settings.accumulate == 1:
+        (_, (metrics, stats, method_state)), grads = gradient(
+            state.params, state.batch_stats, state.method_state, batch, rng
+        )
+    else:
+        parts = _split(batch, settings.accumulate)
+        zeros = jax.tree.map(jnp.zeros_like, state.params)
+        (stats, method_state, grads), metrics = jax.lax.scan(
+            micro_step,
+            (state.batch_stats, state.method_state, zeros),
+            (parts, jax.random.split(rng, settings.accumulate)),
+        )
+        grads = jax.tree.map(lambda g: g / settings.accumulate, grads)
+        metrics = jax.tree.map(jnp.mean, metrics)
+
+    if axis_name is not None:
+        grads, metrics, stats = jax.lax.pmean((grads, metrics, stats), axis_name)
+    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    ema = state.ema
+    if settings.ema_decay > 0:
+        # The decay warms up with the step, or the random start would linger in the average.
+        step = state.step.astype(jnp.float32)
+        decay = jnp.minimum(settings.ema_decay, (1.0 + step) / (10.0 + step))
+        ema = optax.incremental_update({"params": params, "batch_stats": stats}, ema, 1.0 - decay)
+    new_state = state.replace(
+        step=state.step + 1,
+        params=params,
+        batch_stats=stats,
+        method_state=method_state,
+        opt_state=opt_state,
+        ema=ema,
+    )
+    return new_state, {**metrics, "grad_norm": optax.global_norm(grads)}
+
+
+def eval_step(
+    variables: PyTree,
+    batch: dict[str, chex.Array],
+    *,
+    method: Method,
+    augmentation: augment.AugmentSettings,
+    axis_name: str | None = None,
+) -> dict[str, chex.Array]:
+    """Class probabilities of one replica's videos, averaged over the clips of each.
+
+    Args:
+      variables: {collection: {network: tree}}.
+      batch: "clips" (B, V, T, S, S, 3) uint8, "size" (B, V, 2), "label", "index", "mask" (B,).
+      method, augmentation: constants.
+      axis_name: the replicas' axis; with it the result holds all replicas' videos, on each of them.
+
+    Returns:
+      "probabilities" (B, K) float32, "label", "index", "mask" (B,).
+    """
+    clips = augment.eval_clips(batch["clips"], batch["size"], augmentation)
+    videos, views = clips.shape[:2]
+    logits = method.logits(variables, clips.reshape(videos * views, *clips.shape[2:]))
+    probabilities = jax.nn.softmax(logits.astype(jnp.float32)).reshape(videos, views, -1).mean(1)
+    scores = {"probabilities": probabilities}
+    scores |= {name: batch[name] for name in ("label", "index", "mask")}
+    if axis_name is not None:
+        scores = jax.lax.all_gather(scores, axis_name, tiled=True)
+    return scores
+
+
+def _split(batch: dict[str, chex.Array], parts: int) -> dict[str, chex.Array]:
+    size = batch["label"].shape[0]
+    if size % parts:
+        raise ValueError(f"a replica's batch of {size} cannot be cut into {parts} equal parts")
+    return jax.tree.map(lambda x: x.reshape(parts, size // parts, *x.shape[1:]), batch)

@@ -1,0 +1,102 @@
+"""A workdir: what one training run leaves behind, and all that later modes need.
+
+    config.json      the resolved config
+    data.json        class names, fingerprint and place of the prepared data, source of each split
+    checkpoints/     the last states and the best
+    metrics.jsonl, tensorboard/, results.json, *.png
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from skd_jax.errors import UserError
+
+CONFIG, DATA = "config.json", "data.json"
+
+# Where things lie and how they are run; a run may move to another machine with these changed.
+_MOVABLE = (
+    "data.root",
+    "data.annotations",
+    "data.groups_csv",
+    "data.prepared",
+    "data.shards",
+    "data.workers",
+    "train.log_every",
+    "train.replicas",
+    "train.threads",
+)
+
+
+def claim(workdir: Path, config: Mapping[str, Any]) -> None:
+    """Stores the config in a new workdir, or checks that the workdir was made with the same one.
+
+    Raises:
+      UserError: it was made with another config; the message lists what differs.
+    """
+    path = workdir / CONFIG
+    config = json.loads(json.dumps(config))
+    if path.is_file():
+        stored, wanted = flat(read_config(workdir)), flat(config)
+        changed = [
+            f"  {key}: {json.dumps(stored.get(key))} there, {json.dumps(wanted.get(key))} now"
+            for key in sorted(stored.keys() | wanted.keys())
+            if stored.get(key) != wanted.get(key) and key not in _MOVABLE
+        ]
+        if changed:
+            raise UserError(
+                f"{workdir} was made with another config; take another --workdir, or set back:\n"
+                + "\n".join(changed)
+            )
+    workdir.mkdir(parents=True, exist_ok=True)
+    write_json(path, config)
+
+
+def read_config(workdir: Path) -> dict[str, Any]:
+    """The config of a workdir.
+
+    Raises:
+      UserError: there is no run in it.
+    """
+    return _read(workdir, CONFIG)
+
+
+def read_data(workdir: Path) -> dict[str, Any]:
+    """What a workdir says of its data: prepared, fingerprint, class_names, splits.
+
+    Raises:
+      UserError: there is no run in it.
+    """
+    return _read(workdir, DATA)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON beside the path, then renames."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(value, indent=2) + "\n")
+    os.replace(part, path)
+
+
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}."""
+    items: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            items |= flat(value, f"{prefix}{key}.")
+        else:
+            items[prefix + key] = value
+    return items
+
+
+def _read(workdir: Path, name: str) -> dict[str, Any]:
+    path = workdir / name
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(
+            f"{workdir} holds no trained run ({name} is absent); train first, or check --workdir"
+        ) from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is damaged ({error}); run the training command again") from None

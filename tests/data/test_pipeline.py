@@ -1,0 +1,283 @@
+"""The pipeline against Pillow, against itself in other shapes, and on damaged shards."""
+
+import dataclasses
+import io
+import itertools
+import pathlib
+import pickle
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from skd_jax.data import pipeline
+from skd_jax.data.clips import ClipSettings, sample_test
+from skd_jax.data.prepared import PreparedSplit
+from skd_jax.errors import UserError
+
+LENGTHS = (1, 3, 7, 8, 20, 41, 5, 30, 12)
+SHAPES = ((24, 32), (32, 24), (24, 24))
+CANVAS = 24
+CLIPS = ClipSettings(frames=4, stride=2, canvas=CANVAS)
+
+
+def jpeg(rng, shape):
+    pixels = Image.fromarray(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8))
+    file = io.BytesIO()
+    pixels.resize(shape[::-1]).save(file, "JPEG", quality=95)
+    return file.getvalue()
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A split of nine videos in two shards, and their JPEGs; written by TensorFlow's own writer."""
+    root, rng = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
+    videos = [[jpeg(rng, SHAPES[i % 3]) for _ in range(length)] for i, length in enumerate(LENGTHS)]
+    paths = [str(root / f"tiny-train.tfrecord-{i:05}-of-00002") for i in range(2)]
+    shard, offset, begin = [], [], []
+    for i, path in enumerate(paths):
+        with tf.io.TFRecordWriter(path) as writer:
+            position = 0
+            for video in (videos[:5], videos[5:])[i]:
+                value = tf.train.Feature(bytes_list=tf.train.BytesList(value=video))
+                features = tf.train.Features(feature={"video": value})
+                record = tf.train.Example(features=features).SerializeToString()
+                writer.write(record)
+                shard.append(i)
+                offset.append(position)
+                at = 0
+                for image in video:
+                    at = record.index(image, at)
+                    begin.append(
+                        position + 12 + at
+                    )  # a record starts with its length and a checksum
+                    at += len(image)
+                position += len(record) + 16
+    count = len(videos)
+    split = PreparedSplit(
+        root=root,
+        name="train",
+        class_names=("a", "b", "c"),
+        ids=np.array([f"c/video{i}" for i in range(count)]),
+        labels=np.arange(count, dtype=np.int32) % 3,
+        shard=np.array(shard, np.int32),
+        shard_paths=tuple(paths),
+        offset=np.array(offset, np.int64),
+        frame_begin=np.array(begin, np.int64),
+        frame_length=np.array([len(j) for video in videos for j in video], np.int32),
+        first_frame=np.concatenate([[0], np.cumsum(LENGTHS)]),
+        height=np.array([SHAPES[i % 3][0] for i in range(count)], np.int32),
+        width=np.array([SHAPES[i % 3][1] for i in range(count)], np.int32),
+        fps=np.full(count, 25, np.float32),
+        key=rng.integers(2**64, size=count, dtype=np.uint64),
+    )
+    return split, videos
+
+
+def take(split, count, clips=CLIPS, **options):
+    options = {"batch_size": 4, "seed": 3, "threads": 2} | options
+    batches = pipeline.train_batches(split, clips, **options)
+    return list(itertools.islice(batches, count))
+
+
+def assert_equal(ours, theirs):
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        np.testing.assert_array_equal(ours[name], theirs[name], name)
+
+
+def assert_pixels(clips, videos, plan):
+    """Each view shows what Pillow decodes, in its window; zeros beside it."""
+    for b, row in enumerate(plan.row):
+        for v, (y, x, h, w) in enumerate(plan.window[b]):
+            for t, frame in enumerate(plan.frames[b, v]):
+                image = Image.open(io.BytesIO(videos[row][frame])).convert("RGB")
+                whole = np.asarray(image)[y : y + h, x : x + w]
+                shown = clips[b, v, t]
+                # At the window's rim libjpeg lacks the neighbours it interpolates colour from.
+                np.testing.assert_array_equal(shown[1 : h - 1, 1 : w - 1], whole[1:-1, 1:-1])
+                assert np.abs(shown[:h, :w].astype(int) - whole).max() < 32
+                assert not shown[h:].any() and not shown[:, w:].any()
+
+
+def test_train_batch_holds_what_its_plan_says(data):
+    split, videos = data
+    for step, batch in enumerate(take(split, 3)):
+        plan = pipeline.train_plan(split, CLIPS, step, batch_size=4, seed=3)
+        assert batch["clips"].shape == (4, 2, 4, CANVAS, CANVAS, 3)
+        assert {name: value.dtype.name for name, value in batch.items()} == {
+            "clips": "uint8",
+            "size": "int32",
+            "flip": "bool",
+            "label": "int32",
+            "index": "int32",
+            "key": "uint32",
+        }
+        assert batch["size"].tolist() == plan.window[..., 2:].tolist()
+        assert batch["flip"].tolist() == plan.flip.tolist()
+        assert batch["label"].tolist() == [row % 3 for row in plan.row]
+        assert batch["index"].tolist() == plan.row.tolist()
+        assert_pixels(batch["clips"], videos, plan)
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_processes_share_the_batch_of_one(data, processes):
+    split, _ = data
+    alone = take(split, 4, threads=1)
+    parts = [take(split, 4, process_index=p, process_count=processes) for p in range(processes)]
+    for step, batch in enumerate(alone):
+        for p in range(processes):
+            mine = {name: value[p::processes] for name, value in batch.items()}
+            assert_equal(parts[p][step], mine)
+
+
+def test_resuming_equals_continuing(data):
+    split, _ = data
+    for resumed, straight in zip(take(split, 2, start_step=5), take(split, 7)[5:], strict=True):
+        assert_equal(resumed, straight)
+
+
+def test_every_epoch_is_a_new_permutation(data):
+    split, _ = data
+    batches = take(split, 9)  # 36 samples: four epochs of nine videos
+    epochs = np.concatenate([batch["index"] for batch in batches]).reshape(4, 9)
+    assert (np.sort(epochs) == np.arange(9)).all()
+    assert len({tuple(epoch) for epoch in epochs.tolist()}) == 4
+    keys = np.concatenate([batch["key"] for batch in batches])
+    assert len(np.unique(keys, axis=0)) == 36
+    other = take(split, 9, seed=4)
+    assert (np.concatenate([batch["index"] for batch in other]) != epochs.ravel()).any()
+
+
+def test_sampling_follows_the_video_not_its_place(data):
+    """Another batch size moves a video to another step, but not to other clips."""
+    split, _ = data
+
+    def by_video(batch_size, steps):
+        plans = [
+            pipeline.train_plan(split, CLIPS, step, batch_size=batch_size, seed=3)
+            for step in range(steps)
+        ]
+        fields = ("frames", "window", "flip", "key")
+        return {
+            row: [getattr(plan, field)[i].tolist() for field in fields]
+            for plan in plans
+            for i, row in enumerate(plan.row.tolist())
+        }
+
+    assert by_video(9, 1) == by_video(3, 3) == by_video(1, 9)
+
+
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_evaluation_counts_every_video_once(data, processes):
+    split, videos = data
+    sampling = {"frames": 4, "stride": 2, "clips": 2, "crops": 3, "fraction": 0.75}
+    seen = []
+    for p in range(processes):
+        batches = list(
+            pipeline.eval_batches(
+                split,
+                **sampling,
+                canvas=CANVAS,
+                batch_size=4,
+                process_index=p,
+                process_count=processes,
+                threads=2,
+            )
+        )
+        assert len(batches) == 3, "every process gets as many"
+        for batch in batches:
+            assert batch["clips"].shape == (4 // processes, 6, 4, CANVAS, CANVAS, 3)
+            assert batch["mask"].shape == (4 // processes,)
+            seen += batch["index"][batch["mask"]].tolist()
+            for i in np.flatnonzero(batch["mask"]):
+                row = batch["index"][i]
+                frames, window = sample_test(LENGTHS[row], *SHAPES[row % 3], **sampling)
+                plan = pipeline.BatchPlan(
+                    np.array([row]), None, frames[None], window[None], None, None
+                )
+                assert_pixels(batch["clips"][i : i + 1], videos, plan)
+    assert sorted(seen) == list(range(9))
+
+
+def test_reads_through_tensorflows_file_systems(data):
+    split, _ = data
+    remote = []
+    for path in split.shard_paths:
+        remote.append(f"ram://bucket/{pathlib.Path(path).name}")
+        tf.io.gfile.GFile(remote[-1], "wb").write(pathlib.Path(path).read_bytes())
+    remote = dataclasses.replace(split, shard_paths=tuple(remote))
+    for ours, theirs in zip(take(remote, 2), take(split, 2), strict=True):
+        assert_equal(ours, theirs)
+
+
+@pytest.fixture
+def damaged(data, tmp_path):
+    """Copies of the shards that may be damaged."""
+    split, _ = data
+    paths = [shutil.copy(path, tmp_path) for path in split.shard_paths]
+    return dataclasses.replace(split, shard_paths=tuple(paths))
+
+
+def test_a_corrupt_frame_is_named(damaged):
+    row, frame = 5, 10
+    with open(damaged.shard_paths[1], "r+b") as file:
+        file.seek(damaged.frame_begin[damaged.first_frame[row] + frame])
+        file.write(b"\0" * 8)
+    clips = dataclasses.replace(CLIPS, frames=41, stride=1)  # every frame of the video
+    with pytest.raises(UserError, match=r"00001-of-00002: frame 10 of video 'c/video5' cannot be"):
+        take(damaged, 3, clips)
+
+
+def test_a_truncated_shard_is_named(damaged):
+    with open(damaged.shard_paths[1], "r+b") as file:
+        file.truncate(damaged.frame_begin[damaged.first_frame[5] + 1])
+    with pytest.raises(
+        UserError, match=r"00001-of-00002: cannot read video 'c/video\d'.*ends before"
+    ):
+        take(damaged, 3)
+
+
+def test_a_missing_shard_is_named(damaged):
+    pathlib.Path(damaged.shard_paths[0]).unlink()
+    with pytest.raises(UserError, match=r"00000-of-00002: cannot read video .*No such file"):
+        take(damaged, 3)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (
+            {"batch_size": 5, "process_count": 2},
+            "batch_size=5 must be a positive multiple of the 2",
+        ),
+        ({"process_index": 1}, "process 1 of 1"),
+        ({"seed": -1}, "seed=-1"),
+        ({"clips": dataclasses.replace(CLIPS, canvas=16)}, "short side of 24.*canvas of 16"),
+    ],
+)
+def test_bad_settings_are_told_at_once(data, options, words):
+    options = {"clips": CLIPS, "batch_size": 4, "seed": 0} | options
+    with pytest.raises(UserError, match=words):
+        pipeline.train_batches(data[0], **options)  # no next(): the call itself complains
+
+
+def test_a_fresh_process_hides_accelerators_and_ends_quietly(data, tmp_path):
+    """TensorFlow gets no GPU or TPU, and leaving an endless iterator behind is no trouble."""
+    file = tmp_path / "split.pickle"
+    file.write_bytes(pickle.dumps((data[0], CLIPS)))
+    code = f"""
+import pickle
+from skd_jax.data import pipeline
+import tensorflow as tf
+split, clips = pickle.load(open({str(file)!r}, "rb"))
+batches = pipeline.train_batches(split, clips, batch_size=2, seed=0)
+next(batches)
+print([tf.config.get_visible_devices(kind) for kind in ("GPU", "TPU")])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "[[], []]\n", "")

@@ -1,0 +1,168 @@
+"""Every lowering of the 3-D convolution against XLA's own, in float64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax import lax
+from skd_jax.models import conv3d as conv3d_module
+from skd_jax.models.conv3d import choose_lowering, conv3d
+from skd_jax.models.layers import Conv3D
+
+
+def reference(x, kernel, strides, padding, groups):
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        window_strides=strides,
+        padding=[(p, p) for p in padding],
+        dimension_numbers=("NDHWC", "DHWIO", "NDHWC"),
+        feature_group_count=groups,
+    )
+
+
+def assert_agrees(shape, kernel_shape, strides, padding, groups, lowering):
+    """Values and both gradients, under a random cotangent."""
+    rng = np.random.default_rng(0)
+    with jax.enable_x64(True):
+        x = jnp.asarray(rng.standard_normal(shape))
+        kernel = jnp.asarray(rng.standard_normal(kernel_shape))
+        want, want_vjp = jax.vjp(lambda *a: reference(*a, strides, padding, groups), x, kernel)
+        got, got_vjp = jax.vjp(lambda *a: conv3d(*a, strides, padding, groups, lowering), x, kernel)
+        assert got.dtype == jnp.float64
+        np.testing.assert_allclose(got, want, rtol=1e-10, atol=1e-10)
+        cotangent = jnp.asarray(rng.standard_normal(want.shape))
+        for g, w in zip(got_vjp(cotangent), want_vjp(cotangent), strict=True):
+            np.testing.assert_allclose(g, w, rtol=1e-10, atol=1e-10)
+
+
+CASES = {
+    "stem": ((2, 4, 13, 12, 3), (3, 7, 7, 3, 5), (1, 2, 2), (1, 3, 3), 1),
+    "same": ((2, 3, 5, 4, 6), (3, 3, 3, 6, 4), (1, 1, 1), (1, 1, 1), 1),
+    "strided": ((1, 5, 7, 6, 3), (3, 3, 3, 3, 4), (2, 2, 2), (1, 1, 1), 1),
+    "one_frame": ((2, 1, 4, 4, 3), (3, 3, 3, 3, 4), (2, 1, 1), (1, 1, 1), 1),
+    "one_position": ((2, 1, 1, 1, 3), (3, 3, 3, 3, 4), (2, 2, 2), (1, 1, 1), 1),
+    "unpadded": ((2, 5, 6, 5, 2), (3, 2, 3, 2, 4), (1, 1, 1), (0, 0, 0), 1),
+    "grouped": ((2, 4, 5, 5, 6), (3, 3, 3, 2, 9), (1, 1, 1), (1, 1, 1), 3),
+    "depthwise": ((2, 4, 5, 5, 6), (3, 3, 3, 1, 6), (2, 1, 1), (1, 1, 1), 6),
+    "wide_padding": ((1, 2, 3, 3, 2), (5, 3, 3, 2, 2), (3, 2, 1), (4, 2, 2), 1),
+}
+
+
+@pytest.mark.parametrize("lowering", ["plain", "folded"])
+@pytest.mark.parametrize("case", CASES)
+def test_any_kernel(case, lowering):
+    assert_agrees(*CASES[case], lowering)
+
+
+@pytest.mark.parametrize("strides,padding,groups", [(1, 1, 1), (2, 0, 1), (3, 2, 2)])
+def test_temporal(strides, padding, groups):
+    kernel = (3, 1, 1, 4 // groups, 6)
+    assert_agrees((2, 7, 3, 5, 4), kernel, (strides, 1, 1), (padding, 0, 0), groups, "temporal")
+
+
+@pytest.mark.parametrize("strides", [(1, 1, 1), (2, 2, 2), (1, 3, 2)])
+def test_matmul(strides):
+    assert_agrees((2, 5, 6, 7, 4), (1, 1, 1, 4, 3), strides, (0, 0, 0), 1, "matmul")
+
+
+@st.composite
+def convolutions(draw):
+    kernel = [draw(st.integers(1, 3)) for _ in range(3)]
+    padding = tuple(draw(st.integers(0, 2)) for _ in range(3))
+    sizes = [draw(st.integers(max(1, k - 2 * p), 5)) for k, p in zip(kernel, padding, strict=True)]
+    strides = tuple(draw(st.integers(1, 3)) for _ in range(3))
+    groups = draw(st.sampled_from([1, 1, 2]))
+    channels, features = draw(st.integers(1, 3)) * groups, draw(st.integers(1, 3)) * groups
+    return (
+        (draw(st.integers(1, 2)), *sizes, channels),
+        (*kernel, channels // groups, features),
+        strides,
+        padding,
+        groups,
+    )
+
+
+@settings(max_examples=15, deadline=None, derandomize=True)
+@given(convolutions())
+def test_random_convolutions_as_chosen_for_cpu(convolution):
+    _, kernel_shape, strides, padding, groups = convolution
+    assert_agrees(*convolution, choose_lowering("cpu", kernel_shape, strides, padding, groups))
+
+
+def test_choice():
+    assert choose_lowering("cpu", (3, 3, 3, 4, 8), (1, 1, 1), (1, 1, 1), 1) == "folded"
+    assert choose_lowering("cpu", (3, 1, 1, 4, 8), (2, 1, 1), (1, 0, 0), 1) == "temporal"
+    assert choose_lowering("cpu", (3, 1, 1, 4, 8), (2, 2, 2), (1, 0, 0), 1) == "folded"
+    assert choose_lowering("cpu", (1, 1, 1, 4, 8), (2, 2, 2), (0, 0, 0), 1) == "matmul"
+    assert choose_lowering("cpu", (1, 1, 1, 4, 8), (1, 1, 1), (0, 0, 0), 2) != "matmul"
+    for backend in ("gpu", "tpu"):
+        assert choose_lowering(backend, (1, 1, 1, 4, 8), (1, 1, 1), (0, 0, 0), 1) == "plain"
+
+
+def test_taps_over_padding_alone_are_not_computed():
+    """A 3x3x3 convolution of one frame asks XLA for no more than the 1x3x3 one that it is."""
+    x, kernel = jnp.ones((1, 1, 4, 4, 2)), jnp.ones((3, 3, 3, 2, 2))
+    jaxpr = jax.make_jaxpr(lambda x, k: conv3d(x, k, padding=(1, 1, 1), lowering="plain"))(
+        x, kernel
+    )
+    (conv,) = [e for e in jaxpr.eqns if e.primitive.name == "conv_general_dilated"]
+    assert conv.invars[1].aval.shape == (1, 3, 3, 2, 2)
+
+
+def test_bfloat16_stays_bfloat16_and_close():
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.standard_normal((2, 3, 5, 5, 4)), jnp.bfloat16)
+    kernel = jnp.asarray(rng.standard_normal((3, 3, 3, 4, 4)), jnp.bfloat16)
+    want = reference(x.astype(jnp.float32), kernel.astype(jnp.float32), (1, 1, 1), (1, 1, 1), 1)
+    got, vjp = jax.vjp(lambda x, k: conv3d(x, k, padding=(1, 1, 1), lowering="folded"), x, kernel)
+    assert got.dtype == jnp.bfloat16
+    assert [g.dtype for g in vjp(got)] == [jnp.bfloat16, jnp.bfloat16]
+    np.testing.assert_allclose(got.astype(jnp.float32), want, rtol=0.02, atol=0.2)
+
+
+def test_module_has_one_kernel_layout_whatever_the_lowering():
+    x = jax.random.normal(jax.random.key(1), (2, 4, 6, 6, 4))
+    conv = dict(features=6, kernel_size=(3, 3, 3), strides=(2, 1, 1), padding=(1, 1, 1), groups=2)
+    variables = Conv3D(**conv, use_bias=True).init(jax.random.key(0), x)
+    assert variables["params"]["kernel"].shape == (3, 3, 3, 2, 6)
+    variables["params"]["bias"] = jnp.arange(6.0)
+    kernel, bias = variables["params"]["kernel"], variables["params"]["bias"]
+    want = reference(x, kernel, (2, 1, 1), (1, 1, 1), 2) + bias
+    for lowering in ("plain", "folded", None):
+        got = Conv3D(**conv, use_bias=True, lowering=lowering).apply(variables, x)
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
+
+
+def test_initial_kernel_is_kaiming_normal_over_the_outputs():
+    conv = Conv3D(64, (3, 3, 3), padding=(1, 1, 1))
+    kernel = conv.init(jax.random.key(0), jnp.zeros((1, 3, 3, 3, 16)))["params"]["kernel"]
+    want = np.sqrt(2 / (64 * 27))
+    assert abs(float(kernel.std()) / want - 1) < 0.02
+    assert float(jnp.abs(kernel).max()) > 3 * want  # not truncated
+
+
+@pytest.mark.parametrize(
+    "shape,kernel,message",
+    [
+        ((2, 5, 5, 3), (3, 3, 3, 3, 4), r"\(2, 5, 5, 3\)"),
+        ((2, 5, 5, 5, 3), (3, 3, 3, 4), r"\(3, 3, 3, 4\)"),
+        ((2, 5, 5, 5, 4), (3, 3, 3, 3, 4), r"\(2, 5, 5, 5, 4\).*3 input channels"),
+        ((2, 5, 2, 5, 3), (3, 3, 3, 3, 4), r"too small: axis H has 2, the kernel needs at least 3"),
+    ],
+)
+def test_wrong_shapes_are_named(shape, kernel, message):
+    with pytest.raises(ValueError, match=message):
+        conv3d(jnp.zeros(shape), jnp.zeros(kernel))
+
+
+def test_lowering_that_cannot_compute_a_kernel_says_so():
+    x, kernel = jnp.zeros((1, 3, 3, 3, 2)), jnp.zeros((3, 3, 3, 2, 2))
+    for lowering in ("temporal", "matmul"):
+        with pytest.raises(ValueError, match=rf"'{lowering}' lowering needs"):
+            conv3d(x, kernel, lowering=lowering)
+    with pytest.raises(ValueError, match="unknown lowering 'fold'; known are plain, folded"):
+        conv3d(x, kernel, lowering="fold")
+    assert set(conv3d_module.LOWERINGS) == {"plain", "folded", "temporal", "matmul"}
