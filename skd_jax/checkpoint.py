@@ -119,15 +119,21 @@ class Checkpoints:
           UserError: there are checkpoints, but none can be read.
         """
         steps = self.steps()
+        unreadable = []
         for step in reversed(steps):
             try:
-                return step, self._read(step)
+                flat = self._read(step)
             except Exception as error:  # noqa: BLE001  Orbax and TensorStore raise many kinds
                 self._log(
                     f"warning: checkpoint {self._directory}/{step} is unreadable "
                     f"({_first_line(error)}); falling back to the one before"
                 )
-                self._set_aside(step)
+                unreadable.append(step)
+                continue
+            # Only now: with nothing to fall back to, the next run must not start again unasked.
+            for broken in unreadable:
+                self._set_aside(broken)
+            return step, flat
         if steps:
             raise UserError(
                 f"{self._directory}: none of the checkpoints {steps} can be read; "

@@ -20,7 +20,7 @@ def steps(duration: int | str, steps_per_epoch: float, key: str = "duration") ->
         number, unit = duration.split() if " " in duration.strip() else (duration, "steps")
         scale = {"step": 1, "steps": 1, "epoch": steps_per_epoch, "epochs": steps_per_epoch}[unit]
         return round(float(number) * scale)
-    except (KeyError, ValueError, AttributeError):
+    except (KeyError, ValueError, OverflowError, AttributeError):
         raise UserError(
             f"config.{key}: {duration!r} is no duration; write e.g. '500 steps' or '25 epochs'"
         ) from None

@@ -54,8 +54,12 @@ def schedule(settings: OptimSettings, total_steps: int) -> optax.Schedule:
         )
 
     def step() -> optax.Schedule:
-        # join_schedules restarts the count behind the warm-up; boundaries are counted from 0.
-        factors = {max(b - warmup, 0): settings.decay for b in settings.boundaries}
+        # join_schedules restarts the count behind the warm-up; boundaries are counted from 0. Those
+        # that fall within the warm-up meet at its end, and each of them counts.
+        factors: dict[int, float] = {}
+        for boundary in settings.boundaries:
+            at = max(boundary - warmup, 0)
+            factors[at] = factors.get(at, 1.0) * settings.decay
         return optax.piecewise_constant_schedule(peak, factors)
 
     after = look_up(

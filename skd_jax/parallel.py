@@ -46,7 +46,8 @@ class Pmap:
 
     def put(self, tree):
         count = jax.local_device_count()
-        copy = jax.pmap(lambda tree, _: tree, in_axes=(None, 0))
+        # The axis has the step's own name: another one is another sharding, and compiles it twice.
+        copy = jax.pmap(lambda tree, _: tree, AXIS, in_axes=(None, 0))
         return copy(tree, np.arange(count))
 
     def get(self, tree):

@@ -165,9 +165,9 @@ def train(
                 steps.drain(replicas)
                 state, chosen = validate(number, state) if evaluating else (state, None)
                 checkpoints.save(number, replicas.get(state), chosen)
-            progress.update(1, steps.note())
             if compiling:
                 progress.mark()  # the rate is that of the steps, without the compilation
+            progress.update(1, steps.note())
             if stopping and not last:
                 checkpoints.wait()
                 log(f"stopped by SIGTERM at step {number}, state saved; the same command goes on")

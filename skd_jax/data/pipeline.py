@@ -497,9 +497,10 @@ def _decoding_error(split, plan: BatchPlan, error: Exception) -> UserError:
             for frame, image in zip(view, data, strict=True):
                 try:
                     _decode_frame(image, window)
-                except tf.errors.OpError as reason:
+                except tf.errors.OpError as fault:
+                    reason = fault.message.split("}} ")[-1].split(" [Op:")[0]
                     return UserError(
                         f"{shard}: frame {frame} of video '{split.ids[row]}' cannot be decoded "
-                        f"({reason.message}); delete the shard and its manifest and prepare again"
+                        f"({reason}); delete the shard and its manifest and prepare again"
                     )
     return UserError(f"{split.root}: a batch of split {split.name!r} failed: {error.message}")

@@ -92,12 +92,15 @@ class Method:
 
 
 def nest(networks: dict[str, PyTree]) -> PyTree:
-    """{network: {collection: tree}} -> {collection: {network: tree}}, both collections present."""
-    nested: dict[str, dict[str, PyTree]] = {"params": {}, "batch_stats": {}}
-    for name, variables in networks.items():
-        for collection, tree in variables.items():
-            nested[collection][name] = tree
-    return nested
+    """{network: {collection: tree}} -> {collection: {network: tree}}.
+
+    Every network is in both collections, with an empty tree where it has no BatchNorm: the structure
+    is then the same before and after a step.
+    """
+    return {
+        collection: {name: trees.get(collection, {}) for name, trees in networks.items()}
+        for collection in ("params", "batch_stats")
+    }
 
 
 def network(variables: PyTree, name: str) -> PyTree:

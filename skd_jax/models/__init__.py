@@ -6,9 +6,7 @@ logits, embedding, maps = model.apply(variables, clips, train=False)
 """
 
 import dataclasses
-import difflib
 import functools
-from collections.abc import Iterable
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -16,6 +14,7 @@ from flax import linen as nn
 from skd_jax.errors import UserError
 from skd_jax.models.outputs import Outputs
 from skd_jax.models.resnet3d import ResNet3D
+from skd_jax.names import look_up, unknown
 
 __all__ = ["Outputs", "create", "names", "options"]
 
@@ -38,7 +37,7 @@ def options(name: str) -> tuple[str, ...]:
     Raises:
       UserError: no model has this name.
     """
-    entry = _entry(name)
+    entry = look_up("model", name, _MODELS)
     fixed = {"parent", "name", "num_classes", *entry.keywords}
     return tuple(sorted({field.name for field in dataclasses.fields(entry.func)} - fixed))
 
@@ -49,8 +48,8 @@ def create(name: str, num_classes: int, **model_options) -> nn.Module:
     Args:
       name: one of `names()`.
       num_classes: length of the logits, at least 1.
-      **model_options: any of `options(name)`, described on the model's class: `width`, `dtype`, `axis_name`,
-        `dropout`, `zero_init_residual`.
+      **model_options: any of `options(name)`, described on the model's class: `width`, `dtype`,
+        `axis_name`, `dropout`, `zero_init_residual`.
 
     Returns:
       A Flax module with collections "params" and "batch_stats";
@@ -59,11 +58,11 @@ def create(name: str, num_classes: int, **model_options) -> nn.Module:
     Raises:
       UserError: an unknown name or option, or a value out of range.
     """
-    entry = _entry(name)
+    entry = look_up("model", name, _MODELS)
     known = options(name)
     for option in model_options:
         if option not in known:
-            raise UserError(f"model {name} has no option {option!r}; {_nearest(option, known)}")
+            raise unknown(f"{name} option", option, known)
     if num_classes < 1:
         raise UserError(f"num_classes must be at least 1; got {num_classes}")
     if model_options.get("width", 1.0) <= 0:
@@ -82,16 +81,3 @@ def create(name: str, num_classes: int, **model_options) -> nn.Module:
             f"the option dtype of {name} must be a float type such as 'bfloat16'; got {dtype!r}"
         )
     return entry(num_classes=num_classes, **model_options)
-
-
-def _entry(name: str) -> functools.partial:
-    if name not in _MODELS:
-        raise UserError(f"unknown model {name!r}; {_nearest(name, names())}")
-    return _MODELS[name]
-
-
-def _nearest(word: str, known: Iterable[str]) -> str:
-    known = tuple(known)
-    close = difflib.get_close_matches(word, known, n=1)
-    hint = f"did you mean {close[0]!r}? " if close else ""
-    return f"{hint}Known: {', '.join(known)}"

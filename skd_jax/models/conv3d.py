@@ -33,7 +33,7 @@ def conv3d(
       lowering: one of `LOWERINGS`; None takes `choose_lowering` for the default backend.
 
     Returns:
-      Shape (B, T', H', W', features) with T' = (T + 2 * padding - kt) // stride + 1, and likewise H', W'.
+      Shape (B, T', H', W', features), T' = (T + 2 * padding - kt) // stride + 1, likewise H', W'.
 
     Raises:
       ValueError: shapes that do not fit each other, or a lowering that cannot compute this kernel.
@@ -78,7 +78,7 @@ def _folded(x, kernel, strides, padding, groups):
     taps, *_, group_channels, features = kernel.shape
     taken = _temporal_taps(x, taps, strides[0], padding[0])
     batch, steps, height, width, channels = taken[0].shape
-    # Each group must find its channels of all taps side by side: (tap, group, c) -> (group, tap, c).
+    # Each group must find its channels of all taps side by side.
     images = jnp.concatenate(
         [t.reshape(batch * steps, height, width, groups, -1) for t in taken], axis=-1
     ).reshape(batch * steps, height, width, taps * channels)
@@ -172,8 +172,8 @@ def _check(x, kernel, strides, padding, groups) -> None:
         raise ValueError(f"conv3d takes a kernel (kt, kh, kw, C, features); got {kernel.shape}")
     if x.shape[-1] != kernel.shape[3] * groups or kernel.shape[4] % groups:
         raise ValueError(
-            f"clips of shape {x.shape} do not fit a kernel of shape {kernel.shape} in {groups} "
-            f"group(s): {kernel.shape[3] * groups} input channels expected, and features in whole groups"
+            f"clips of shape {x.shape} do not fit a kernel {kernel.shape} in {groups} group(s): "
+            f"{kernel.shape[3] * groups} input channels are expected, and features in whole groups"
         )
     for axis, size, k, p in zip("THW", x.shape[1:4], kernel.shape[:3], padding, strict=True):
         if size + 2 * p < k:

@@ -1,7 +1,7 @@
 """Small trainable heads on top of an embedding.
 
-Projector and predictor follow SimSiam (Chen and He, "Exploring Simple Siamese Representation Learning",
-CVPR 2021; facebookresearch/simsiam).
+Projector and predictor follow SimSiam (Chen and He, "Exploring Simple Siamese Representation
+Learning", CVPR 2021; facebookresearch/simsiam).
 """
 
 from typing import Any
@@ -17,11 +17,11 @@ torch_linear_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
 class Projector(nn.Module):
-    """Three-layer MLP (B, D) -> (B, features): [Linear-BN-ReLU] x 2, Linear, BN without scale and bias.
+    """Three-layer MLP (B, D) -> (B, features): [Linear-BN-ReLU] x 2, Linear, BN (not affine).
 
-    SimSiam's last linear layer carries a frozen bias. BatchNorm subtracts it again, so it is left out:
-    2 D^2 + 4 D + D * features parameters, which is SimSiam's trainable count (D = 512, 2048 features:
-    1,574,912) and `features` fewer than its total (1,576,960).
+    SimSiam's last linear layer carries a frozen bias. BatchNorm subtracts it again, so it is left
+    out: 2 D^2 + 4 D + D * features parameters, which is SimSiam's trainable count (D = 512, 2048
+    features: 1,574,912) and `features` fewer than its total (1,576,960).
 
     Attributes:
       features: width of the output.

@@ -1,5 +1,6 @@
 """Flax layers that the video models share."""
 
+import math
 from typing import Any
 
 import jax
@@ -8,8 +9,15 @@ from flax import linen as nn
 
 from skd_jax.models.conv3d import Triple, conv3d
 
-# He et al. 2015 over the outputs, as torchvision initialises its video ResNets.
-kaiming_normal_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+def kaiming_normal_fan_out(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32):
+    """Normal with variance 2 / (kernel volume * features), as torchvision's video ResNets start.
+
+    He et al., "Delving Deep into Rectifiers", ICCV 2015, over the outputs, for ReLU.
+    """
+    scale = math.sqrt(2 / (math.prod(shape[:-2]) * shape[-1]))
+    # The draw is flat because XLA on CPU takes seconds to compile one of five dimensions.
+    return scale * jax.random.normal(key, (math.prod(shape),), dtype).reshape(shape)
 
 
 class Conv3D(nn.Module):
@@ -53,8 +61,8 @@ class Conv3D(nn.Module):
 class BatchNorm(nn.BatchNorm):
     """Flax's BatchNorm with PyTorch's default constants; statistics in float32 whatever `dtype`.
 
-    The running variance kept here is the biased one, as everywhere in Flax. With `axis_name`, training
-    statistics are averaged over the replicas of that mapped axis.
+    The running variance kept here is the biased one, as everywhere in Flax. With `axis_name`,
+    training statistics are averaged over the replicas of that mapped axis.
     """
 
     momentum: float = 0.9

@@ -10,8 +10,10 @@ class Outputs(NamedTuple):
 
     Attributes:
       logits: class scores before the softmax, float32, shape (B, num_classes).
-      embedding: globally pooled features, the input of the classifier before dropout, float32, shape (B, D).
-      maps: output of each stage, first to last, in the model's compute dtype, shapes (B, T_i, H_i, W_i, C_i).
+      embedding: globally pooled features, the input of the classifier before dropout, float32,
+        shape (B, D).
+      maps: output of each stage, first to last, in the model's compute dtype, shapes
+        (B, T_i, H_i, W_i, C_i).
     """
 
     logits: jax.Array

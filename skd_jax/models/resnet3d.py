@@ -1,21 +1,22 @@
 """R3D: 3-D residual networks with torchvision's geometry.
 
-Tran et al., "A Closer Look at Spatiotemporal Convolutions for Action Recognition", CVPR 2018; geometry
-as in torchvision.models.video. Stem: 3x7x7 convolution, stride (1, 2, 2), BatchNorm, ReLU, no pooling.
-Four stages of basic blocks (two 3x3x3 convolutions, each with BatchNorm) of c1, c2, c3, c4 =
-64, 128, 256, 512 channels times `width`; stages 2 to 4 begin with stride 2 in T, H and W and a
-1x1x1 projection with BatchNorm on the shortcut. No convolution has a bias.
+Tran et al., "A Closer Look at Spatiotemporal Convolutions for Action Recognition", CVPR 2018;
+geometry as in torchvision.models.video. Stem: 3x7x7 convolution, stride (1, 2, 2), BatchNorm, ReLU,
+no pooling. Four stages of basic blocks (two 3x3x3 convolutions, each with BatchNorm) of c1, c2, c3,
+c4 = 64, 128, 256, 512 channels times `width`; stages 2 to 4 begin with stride 2 in T, H and W and
+a 1x1x1 projection with BatchNorm on the shortcut. No convolution has a bias.
 
 Parameters, for n1..n4 blocks and K classes, with c0 = c1 (a BatchNorm has 2c):
   stem      3 * 3*7*7 * c1 + 2 c1
-  stage i   27 c_{i-1} c_i + (2 n_i - 1) * 27 c_i^2 + 2 n_i * 2 c_i,  plus c_{i-1} c_i + 2 c_i for i > 1
+  stage i   27 c_{i-1} c_i + (2 n_i - 1) * 27 c_i^2 + 2 n_i * 2 c_i,
+            plus c_{i-1} c_i + 2 c_i for i > 1
   fc        c4 K + K
 At width 1: stem 28,352; first block of each stage 221,440 | 672,512 | 2,688,512 | 10,750,976, each
 further one 221,440 | 885,248 | 3,539,968 | 14,157,824; fc 513 K. Hence at 400 classes (fc 205,200):
   r3d_10 (1, 1, 1, 1)  14,566,992 = stem + 221,440 +   672,512 +  2,688,512 + 10,750,976 + fc
   r3d_18 (2, 2, 2, 2)  33,371,472 = stem + 442,880 + 1,557,760 +  6,228,480 + 24,908,800 + fc
   r3d_34 (3, 4, 6, 3)  63,681,104 = stem + 664,320 + 3,328,256 + 20,388,352 + 39,066,624 + fc
-r3d_18 agrees with torchvision; r3d_10 and r3d_34 are not in torchvision and follow from the same rule.
+r3d_18 agrees with torchvision; r3d_10 and r3d_34 are not there and follow from the same rule.
 """
 
 from collections.abc import Callable
@@ -31,7 +32,7 @@ from skd_jax.models.outputs import Outputs
 
 
 class BasicBlock(nn.Module):
-    """relu(bn2(conv2(relu(bn1(conv1(x))))) + shortcut(x)): (B, T, H, W, C) -> (B, T', H', W', features)."""
+    """relu(bn2(conv2(relu(bn1(conv1(x))))) + shortcut(x)), to (B, T', H', W', features)."""
 
     features: int
     strides: Triple
@@ -68,17 +69,20 @@ class Stem(nn.Module):
 class ResNet3D(nn.Module):
     """R3D video classifier; `apply(variables, clips, train=...)` gives `Outputs`.
 
-    Collections: "params" (float32) and "batch_stats" (float32). `train=True` normalises with the statistics
-    of the batch and needs `mutable=["batch_stats"]`, and the rng "dropout" where `dropout` > 0.
+    Collections: "params" (float32) and "batch_stats" (float32). `train=True` normalises with the
+    statistics of the batch and needs `mutable=["batch_stats"]`, and the rng "dropout" where
+    `dropout` > 0.
 
     Attributes:
       num_classes: length of the logits.
       stage_sizes: blocks in each of the four stages.
       width: multiplies the channels 64, 128, 256, 512 of the stages.
-      dtype: compute dtype, e.g. "bfloat16"; parameters, statistics, embedding and logits stay float32.
+      dtype: compute dtype, e.g. "bfloat16"; parameters, statistics, embedding and logits stay
+        float32.
       axis_name: mapped axis over which BatchNorm averages its training statistics; None for none.
       dropout: share of the embedding dropped before the classifier in training.
-      zero_init_residual: whether each block's last BatchNorm scale starts at 0 (the block is then its shortcut).
+      zero_init_residual: whether each block's last BatchNorm scale starts at 0 (the block is then
+        its shortcut).
     """
 
     num_classes: int

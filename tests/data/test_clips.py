@@ -6,6 +6,7 @@ import types
 import numpy as np
 import pytest
 from hypothesis import given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from skd_jax.data import clips
@@ -26,6 +27,7 @@ def assert_inside(window, height, width):
     assert (np.maximum(rows, columns) <= min(height, width)).all()
 
 
+@hypothesis_settings(deadline=None)
 @given(
     num_frames=st.integers(1, 100),
     height=st.integers(1, 60),

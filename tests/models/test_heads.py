@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
 from skd_jax.models.heads import Predictor, Projector
 
 
@@ -23,8 +24,9 @@ def test_predictor_has_simsiams_parameters():
 
 
 def test_widths_are_configurable():
-    # 6*7 + 7*7 + 7*5 weights, two BatchNorms of 7; 6*4 + 4*6 weights, a bias of 6, a BatchNorm of 4.
+    # 6*7 + 7*7 + 7*5 weights and two BatchNorms of 7.
     assert count(Projector(features=5, hidden=7), 6) == 126 + 28
+    # 6*4 + 4*6 weights, a bias of 6 and a BatchNorm of 4.
     assert count(Predictor(hidden=4), 6) == 48 + 6 + 8
 
 

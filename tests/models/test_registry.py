@@ -3,11 +3,12 @@
 import jax
 import jax.numpy as jnp
 import pytest
+
 from skd_jax import models
 from skd_jax.errors import UserError
 
-# (model, classes, options) -> parameters. 400, 101 and 51 classes of r3d_18: torchvision 0.29; the others
-# by hand from the geometry in the docstring of skd_jax/models/resnet3d.py.
+# (model, classes, options) -> parameters. r3d_18: torchvision 0.29; the others by hand from the
+# geometry in the docstring of skd_jax/models/resnet3d.py.
 COUNTS = {
     ("r3d_10", 400, ()): 14_566_992,
     ("r3d_18", 400, ()): 33_371_472,
@@ -39,9 +40,9 @@ def test_unknown_model_names_the_nearest():
 
 
 def test_unknown_option_names_the_nearest():
-    with pytest.raises(UserError, match="r3d_18 has no option 'widht'; did you mean 'width'"):
+    with pytest.raises(UserError, match="unknown r3d_18 option 'widht'; did you mean 'width'"):
         models.create("r3d_18", 5, widht=0.5)
-    with pytest.raises(UserError, match="no option 'stage_sizes'"):  # the name fixes it
+    with pytest.raises(UserError, match="unknown r3d_18 option 'stage_sizes'"):  # the name fixes it
         models.create("r3d_18", 5, stage_sizes=(1, 1, 1, 1))
 
 

@@ -1,11 +1,14 @@
 """R3D against PyTorch's torchvision model, its contract, and its errors."""
 
+import functools
 import importlib.util
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
 from skd_jax import models
 
 
@@ -99,101 +102,148 @@ def test_training_logits_and_statistics_as_torchvision(golden):
     np.testing.assert_allclose(unbiased, reference["stem_running_var"], rtol=1e-4)
 
 
+CLIPS = np.random.default_rng(1).standard_normal((4, 4, 16, 16, 3), dtype=np.float32)
+
+
 def tiny(**options):
+    """A small model whose every variable is far from its initial value, and its applications."""
     model = models.create("r3d_10", 5, width=0.125, **options)
-    clips = jax.random.normal(jax.random.key(1), (2, 4, 16, 16, 3))
-    return model, clips, jax.jit(model.init)(jax.random.key(0), clips)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), CLIPS)
+    rng = np.random.default_rng(0)
+
+    def draw(path, leaf):
+        name = path[-1].key
+        if name == "kernel":
+            return rng.normal(0, np.sqrt(2 / np.prod(leaf.shape[:-1])), leaf.shape).astype("f4")
+        low = 0.5 if name in ("scale", "var") else -0.2
+        return rng.uniform(low, low + 1, leaf.shape).astype("f4")
+
+    variables = jax.tree_util.tree_map_with_path(draw, shapes)
+    return model, variables
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_outputs_and_gradients(dtype):
-    model, clips, variables = tiny(dtype=dtype)
-    assert {x.dtype for x in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+    model, variables = tiny(dtype=dtype)
 
     @jax.jit
     def gradient(params):
         def loss(params):
             outputs, updates = model.apply(
-                {**variables, "params": params}, clips, train=True, mutable=["batch_stats"]
+                {**variables, "params": params}, CLIPS, train=True, mutable=["batch_stats"]
             )
             return jnp.sum(jnp.square(outputs.logits - 1)), (outputs, updates)
 
         return jax.grad(loss, has_aux=True)(params)
 
     gradients, (outputs, updates) = gradient(variables["params"])
-    assert outputs.logits.shape == (2, 5) and outputs.logits.dtype == jnp.float32
-    assert outputs.embedding.shape == (2, 64) and outputs.embedding.dtype == jnp.float32
+    assert outputs.logits.shape == (4, 5) and outputs.logits.dtype == jnp.float32
+    assert outputs.embedding.shape == (4, 64) and outputs.embedding.dtype == jnp.float32
     assert [m.dtype for m in outputs.maps] == [jnp.dtype(dtype)] * 4
     assert {x.dtype for x in jax.tree.leaves(updates)} == {jnp.dtype("float32")}
-    kernel, bias = variables["params"]["fc"]["kernel"], variables["params"]["fc"]["bias"]
-    np.testing.assert_allclose(outputs.logits, outputs.embedding @ kernel + bias, atol=1e-5)
-    pooled = outputs.maps[-1].astype(jnp.float32).mean((1, 2, 3))
-    np.testing.assert_allclose(outputs.embedding, pooled, rtol=1e-5, atol=1e-6)
+    fc = variables["params"]["fc"]
+    np.testing.assert_allclose(
+        outputs.logits, outputs.embedding @ fc["kernel"] + fc["bias"], rtol=1e-4, atol=1e-4
+    )
+    pooled = np.asarray(outputs.maps[-1], np.float32).mean((1, 2, 3))
+    np.testing.assert_allclose(outputs.embedding, pooled, rtol=1e-4, atol=1e-5)
     for path, g in jax.tree_util.tree_leaves_with_path(gradients):
         assert np.isfinite(g).all() and np.any(g != 0), jax.tree_util.keystr(path)
 
 
-def test_bfloat16_computes_the_same_network():
-    model, clips, variables = tiny()
-    half, _, _ = tiny(dtype=jnp.bfloat16)
-    want, got = model.apply(variables, clips), half.apply(variables, clips)
-    np.testing.assert_allclose(got.embedding, want.embedding, rtol=0.1, atol=0.05)
+def test_variables_are_float32_in_bfloat16_too_and_the_network_is_the_same():
+    model, variables = tiny()
+    half, _ = tiny(dtype=jnp.bfloat16)
+    shapes = jax.eval_shape(half.init, jax.random.key(0), CLIPS)
+    assert {x.dtype for x in jax.tree.leaves(shapes)} == {jnp.dtype("float32")}
+    want, got = jax.jit(model.apply)(variables, CLIPS), jax.jit(half.apply)(variables, CLIPS)
+    assert not np.array_equal(got.logits, want.logits)
+    np.testing.assert_allclose(got.logits, want.logits, atol=0.05 * float(want.logits.std()))
 
 
-def test_zero_init_residual_makes_each_block_its_shortcut():
-    model, clips, variables = tiny(zero_init_residual=True)
-    params = variables["params"]
-    assert not np.any(params["layer1_0"]["bn2"]["scale"])
-    assert np.all(params["layer1_0"]["bn1"]["scale"] == 1)
-    assert np.all(params["layer2_0"]["downsample_bn"]["scale"] == 1)
-    changed = jax.tree.map(lambda x: x, params)
-    changed["layer1_0"]["conv2"]["kernel"] = 7 * params["layer1_0"]["conv2"]["kernel"]
-    want = model.apply(variables, clips).maps[0]
-    np.testing.assert_array_equal(
-        model.apply({**variables, "params": changed}, clips).maps[0], want
-    )
+def test_initial_values():
+    """As torchvision: He over the outputs, BatchNorm at identity, classifier of deviation 0.01."""
+    model = models.create("r3d_10", 50, width=0.125)
+
+    @jax.jit
+    def some(key):
+        variables = model.init(key, CLIPS)
+        params, stats = variables["params"], variables["batch_stats"]
+        return params["layer4_0"]["conv2"]["kernel"], params["fc"], params["stem"]["bn"], stats
+
+    kernel, fc, norm, stats = some(jax.random.key(0))
+    np.testing.assert_allclose(kernel.std(), np.sqrt(2 / (27 * 64)), rtol=0.02)
+    np.testing.assert_allclose(fc["kernel"].std(), 0.01, rtol=0.05)
+    assert not np.any(fc["bias"])
+    assert np.all(norm["scale"] == 1) and not np.any(norm["bias"])
+    assert np.all(stats["stem"]["bn"]["var"] == 1) and not np.any(stats["stem"]["bn"]["mean"])
 
 
-def test_dropout_acts_in_training_alone():
-    model, clips, variables = tiny(dropout=0.5)
+@pytest.mark.parametrize("zero", [False, True])
+def test_zero_init_residual_is_the_last_scale_of_every_block(zero):
+    model = models.create("r3d_18", 5, width=0.0625, zero_init_residual=zero)
 
-    def logits(train, seed):
-        rngs = {"dropout": jax.random.key(seed)}
-        outputs, _ = model.apply(variables, clips, train=train, rngs=rngs, mutable=["batch_stats"])
-        return outputs.logits
+    @jax.jit
+    def scales(key):
+        params = model.init(key, CLIPS)["params"]
+        return {
+            (block, name): parameters["scale"]
+            for block, part in params.items()
+            if block.startswith("layer")
+            for name, parameters in part.items()
+            if "bn" in name
+        }
 
-    np.testing.assert_array_equal(logits(False, 0), logits(False, 1))
-    assert not np.array_equal(logits(True, 0), logits(True, 1))
+    flat = scales(jax.random.key(0))
+    assert len(flat) == 8 * 2 + 3
+    for (_, name), scale in flat.items():
+        assert np.all(scale == (0 if zero and name == "bn2" else 1))
+
+
+def test_dropout_acts_on_the_classifier_input_in_training_alone():
+    model, variables = tiny(dropout=0.5)
+
+    @functools.partial(jax.jit, static_argnames="train")
+    def outputs(train, key):
+        return model.apply(
+            variables, CLIPS, train=train, rngs={"dropout": key}, mutable=["batch_stats"]
+        )[0]
+
+    first, second = jax.random.key(0), jax.random.key(1)
+    np.testing.assert_array_equal(outputs(False, first).logits, outputs(False, second).logits)
+    assert not np.array_equal(outputs(True, first).logits, outputs(True, second).logits)
+    np.testing.assert_array_equal(outputs(True, first).embedding, outputs(True, second).embedding)
 
 
 def test_synchronised_batch_norm_equals_one_large_batch():
     """Two halves of a batch under a mapped axis see the statistics of the whole."""
-    model, _, variables = tiny()
-    synchronised, _, _ = tiny(axis_name="batch")
-    clips = jax.random.normal(jax.random.key(2), (4, 4, 16, 16, 3))
-    want, want_updates = model.apply(variables, clips, train=True, mutable=["batch_stats"])
+    model, variables = tiny()
+    synchronised, _ = tiny(axis_name="batch")
 
-    def replica(clips):
-        return synchronised.apply(variables, clips, train=True, mutable=["batch_stats"])
+    def train(model):
+        return lambda clips: model.apply(variables, clips, train=True, mutable=["batch_stats"])
 
-    halves = clips.reshape(2, 2, *clips.shape[1:])
-    got, got_updates = jax.vmap(replica, axis_name="batch")(halves)
-    np.testing.assert_allclose(got.logits.reshape(4, 5), want.logits, rtol=1e-3, atol=1e-4)
+    want, want_updates = jax.jit(train(model))(CLIPS)
+    halves = CLIPS.reshape(2, 2, *CLIPS.shape[1:])
+    mapped = jax.vmap(train(synchronised), axis_name="batch")
+    got, got_updates = jax.jit(mapped)(halves)
+    np.testing.assert_allclose(got.logits.reshape(4, 5), want.logits, rtol=1e-3, atol=1e-3)
     for g, w in zip(jax.tree.leaves(got_updates), jax.tree.leaves(want_updates), strict=True):
-        np.testing.assert_allclose(g[0], w, rtol=1e-3, atol=1e-5)
-        np.testing.assert_allclose(g[1], w, rtol=1e-3, atol=1e-5)
+        np.testing.assert_allclose(g[0], w, rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(g[1], w, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("shape", [(4, 16, 16, 3), (2, 4, 16, 16, 1), (2, 2, 4, 16, 16, 3)])
 def test_wrong_clips_are_named(shape):
-    model, _, variables = tiny()
-    with pytest.raises(
-        ValueError, match=r"\(B, T, H, W, 3\) expected; got shape \(" + str(shape)[1:-1]
-    ):
+    model, variables = tiny()
+    with pytest.raises(ValueError, match=re.escape(f"(B, T, H, W, 3) expected; got shape {shape}")):
         model.apply(variables, jnp.zeros(shape))
 
 
-def test_smallest_clip():
-    model, _, variables = tiny()
-    outputs = model.apply(variables, jnp.ones((1, 1, 1, 1, 3)))
-    assert np.isfinite(outputs.logits).all()
+def test_any_clip_size_fits():
+    """Padding keeps every map at one position or more."""
+    model, _ = tiny()
+    clips = jnp.zeros((1, 1, 1, 1, 3))
+    variables = jax.eval_shape(model.init, jax.random.key(0), clips)
+    outputs = jax.eval_shape(model.apply, variables, clips)
+    assert [m.shape[1:4] for m in outputs.maps] == [(1, 1, 1)] * 4

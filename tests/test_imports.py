@@ -1,0 +1,98 @@
+"""Training needs neither TensorFlow nor ml_collections: a process that cannot import them trains."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+from skd_jax import checkpoint, metrics
+
+_BLOCKED = ("tensorflow", "tensorflow_datasets", "ml_collections")
+
+_SCRIPT = f"""
+import sys
+
+BLOCKED = {_BLOCKED}
+
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in BLOCKED:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+
+sys.meta_path.insert(0, Absent())
+
+import pathlib
+
+import numpy as np
+from skd_jax import augment, checkpoint, evaluate, losses, methods, metrics
+from skd_jax import models, optim, parallel, step, train
+
+VIDEOS = 4
+
+
+def batch(seed):
+    rng = np.random.default_rng(seed)
+    return {{
+        "clips": rng.integers(256, size=(VIDEOS, 2, 2, 12, 12, 3)).astype(np.uint8),
+        "size": np.full((VIDEOS, 2, 2), 12, np.int32),
+        "flip": np.zeros((VIDEOS, 2), bool),
+        "label": rng.integers(3, size=VIDEOS).astype(np.int32),
+        "index": np.arange(VIDEOS, dtype=np.int32),
+        "key": rng.integers(2**32, size=(VIDEOS, 2)).astype(np.uint32),
+    }}
+
+
+def endless(step):
+    while True:
+        yield batch(step)
+        step += 1
+
+
+def validation():
+    yield batch(99) | {{"mask": np.arange(VIDEOS) < 3}}
+
+
+model = models.create("r3d_10", num_classes=3, width=0.0625)
+method = methods.create("skd_srl", model, projector_out=8, predictor_hidden=4)
+settings = optim.OptimSettings()
+finished = train.train(
+    method,
+    optim.optimiser(settings, 2, method.constant_lr),
+    optim.schedule(settings, 2),
+    augment.AugmentSettings(crop=8),
+    train.LoopSettings(total_steps=2, clip_shape=(2, 8, 8, 3), log_every=1),
+    train.Data(endless, validation, ids=lambda rows: [str(row) for row in rows]),
+    pathlib.Path(sys.argv[1]),
+)
+assert finished
+loaded = sorted({{name.partition(".")[0] for name in sys.modules}} & set(BLOCKED))
+print("LOADED", loaded)
+"""
+
+
+def test_the_loop_runs_where_tensorflow_is_not_installed(tmp_path):
+    root = Path(__file__).resolve().parents[1]
+    done = subprocess.run(
+        [sys.executable, "-c", _SCRIPT, str(tmp_path)],
+        env=os.environ | {"PYTHONPATH": str(root), "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "LOADED []" in done.stdout
+    rows = metrics.read_rows(tmp_path / "metrics.jsonl")
+    assert [(row["step"], row["split"]) for row in rows] == [
+        (1, "train"),
+        (2, "train"),
+        (2, "validation"),
+    ]
+    assert all(np.isfinite(row["loss"]) for row in rows)
+    step, flat = checkpoint.Checkpoints(tmp_path / "checkpoints").restore_latest()
+    assert step == 2 and flat["step"] == 2
+    assert flat["params.model.fc.kernel"].shape == (32, 3)
+    assert list((tmp_path / "tensorboard").iterdir())

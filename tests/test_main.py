@@ -1,0 +1,201 @@
+"""The program as its users run it: train, kill, go on, evaluate, predict, several processes."""
+
+import shutil
+import signal
+import socket
+import time
+
+import numpy as np
+import pytest
+
+from skd_jax import checkpoint
+from tests import tiny
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("main")
+
+
+@pytest.fixture(scope="module")
+def cache(folder):
+    """One compilation for all the processes of this file."""
+    return {
+        "JAX_COMPILATION_CACHE_DIR": str(folder / "cache"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
+    }
+
+
+@pytest.fixture(scope="module")
+def trained(folder, cache):
+    """An uninterrupted run: (workdir, what it printed)."""
+    workdir = folder / "whole"
+    status, output = tiny.run(f"--workdir={workdir}", *tiny.arguments(folder), **cache)
+    assert status == 0, output
+    return workdir, output
+
+
+def final_state(workdir) -> dict[str, np.ndarray]:
+    checkpoints = checkpoint.Checkpoints(workdir / "checkpoints")
+    return checkpoints.restore(checkpoints.steps()[-1])
+
+
+def wait_for(path, process, seconds=240):
+    end = time.monotonic() + seconds
+    while not path.exists():
+        assert process.poll() is None, f"ended before {path.name}: {process.stdout.read()}"
+        assert time.monotonic() < end, f"no {path} in {seconds} s"
+        time.sleep(0.005)
+
+
+def test_training_leaves_results_and_says_where(trained):
+    workdir, output = trained
+    results = tiny.read(workdir / "results.json")
+    assert results["split"] == "test"
+    assert results["videos"] == 16 and results["clips"] == 32
+    assert sum(entry["videos"] for entry in results["per_class"].values()) == 16
+    assert np.sum(results["confusion"]) == 16
+    assert results["top1"] == np.trace(results["confusion"]) / 16
+    for name in ("curves.png", "confusion_test.png"):
+        assert (workdir / name).read_bytes().startswith(b"\x89PNG"), name
+    for words in ("preparing", "ETA", "validation top-1", str(workdir / "results.json"), "--mode=predict"):
+        assert words in output, words
+
+
+def test_terminated_and_killed_run_ends_in_the_same_parameters(trained, folder, cache):
+    """SIGTERM, then kill -9, then to the end: bit for bit the uninterrupted run."""
+    workdir = folder / "interrupted"
+    arguments = [f"--workdir={workdir}", *tiny.arguments(folder)]
+
+    process = tiny.start(*arguments, **cache)
+    wait_for(workdir / "checkpoints" / "4", process)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    assert "stopped by SIGTERM" in output
+    assert not (workdir / "results.json").exists()
+    stopped = max(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit())
+    assert 4 <= stopped < 60
+
+    process = tiny.start(*arguments, **cache)
+    wait_for(workdir / "checkpoints" / str(stopped // 4 * 4 + 8), process)
+    process.kill()
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == -signal.SIGKILL, output
+    assert f"resuming at step {stopped} of 60" in output
+
+    status, output = tiny.run(*arguments, **cache)
+    assert status == 0, output
+    assert "resuming at step" in output
+    expected, found = final_state(trained[0]), final_state(workdir)
+    assert expected.keys() == found.keys()
+    for name, value in expected.items():
+        np.testing.assert_array_equal(found[name], value, err_msg=name)
+    steps = [row["step"] for row in metrics_rows(workdir) if row["split"] == "train"]
+    assert steps == sorted(set(steps)), "a step was logged twice or out of order"
+    first, second = tiny.read(trained[0] / "results.json"), tiny.read(workdir / "results.json")
+    assert first == second
+
+
+def metrics_rows(workdir):
+    from skd_jax import metrics
+
+    return metrics.read_rows(workdir / "metrics.jsonl")
+
+
+def test_evaluate_repeats_the_result_from_the_workdir_alone(trained, cache):
+    workdir, _ = trained
+    before = tiny.read(workdir / "results.json")
+    status, output = tiny.run("--mode=evaluate", f"--workdir={workdir}", **cache)
+    assert status == 0, output
+    assert tiny.read(workdir / "results.json") == before
+    status, output = tiny.run("--mode=evaluate", f"--workdir={workdir}", "--split=validation", **cache)
+    assert status == 0, output
+    assert tiny.read(workdir / "results_validation.json")["videos"] == 8
+    assert tiny.read(workdir / "results.json") == before
+
+
+def test_predict_reports_a_bad_file_and_goes_on(trained, folder, cache, tmp_path):
+    workdir, _ = trained
+    videos = sorted((folder / "videos" / "test").rglob("*.mp4"))[:2]
+    for video in videos:
+        shutil.copy(video, tmp_path)
+    (tmp_path / "broken.mp4").write_bytes(b"no video")
+    output_file = tmp_path / "out" / "p.json"
+    status, output = tiny.run(
+        "--mode=predict", f"--workdir={workdir}", f"--output={output_file}", tmp_path, **cache
+    )
+    assert status == 0, output
+    found = {entry["file"]: entry for entry in tiny.read(output_file)["videos"]}
+    assert len(found) == 3
+    assert "error" in found[str(tmp_path / "broken.mp4")]
+    names = set(tiny.read(workdir / "data.json")["class_names"])
+    for video in videos:
+        best = found[str(tmp_path / video.name)]["predictions"]
+        assert len(best) == 5 and {entry["class"] for entry in best} <= names
+        probabilities = [entry["probability"] for entry in best]
+        assert probabilities == sorted(probabilities, reverse=True)
+        assert 0 < sum(probabilities) <= 1 + 1e-5
+        assert video.name in output
+    assert "broken.mp4" in output and "2 of 3 videos classified" in output
+
+
+@pytest.mark.parametrize("replicas", ["pmap", "shard_map"])
+def test_two_processes_agree_with_one(folder, cache, trained, replicas):
+    """A real two-process run of the demo: the same parameters within float tolerance."""
+    length = {"train__duration": "6 steps", "train__checkpoint_every": "3 steps"}
+    alone = folder / f"alone_{replicas}"
+    arguments = tiny.arguments(folder, train__replicas=replicas, **length)
+    status, output = tiny.run(f"--workdir={alone}", *arguments, **cache)
+    assert status == 0, output
+
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    together = folder / f"together_{replicas}"
+    processes = [
+        tiny.start(
+            f"--workdir={together}",
+            *arguments,
+            f"--coordinator=localhost:{port}",
+            "--num_processes=2",
+            f"--process_id={number}",
+        )
+        for number in range(2)
+    ]
+    outputs = [process.communicate(timeout=300)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], "\n".join(outputs)
+    expected, found = final_state(alone), final_state(together)
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value, rtol=1e-3, atol=2e-5, err_msg=name)
+    first, second = (tiny.read(w / "results.json") for w in (alone, together))
+    assert first["videos"] == second["videos"]
+    assert first["loss"] == pytest.approx(second["loss"], rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--wrong=3"], "Unknown command line flag 'wrong'"),
+        (["--config=configs/demo.py"], "--workdir"),
+        (["--workdir=w"], "--config"),
+        (["--config=configs/demo.py:skd_slr", "--workdir=w"], "did you mean 'skd_srl'"),
+        (["--config=configs/dmeo.py", "--workdir=w"], "configs/dmeo.py"),
+        (["--config=configs/demo.py", "--config.train.batchsize=3"], "batch_size"),
+        (["--config=configs/demo.py", "--workdir=w", "--config.model.name=r3d_81"], "r3d_18"),
+        (["--config=configs/ucf101.py", "--workdir=w"], "config.data.root"),
+        (["--mode=evaluate", "--workdir=/nonexistent/run"], "holds no trained run"),
+    ],
+)
+def test_mistyped_commands_answer_in_one_line(arguments, words):
+    status, output = tiny.run(*arguments)
+    assert status != 0
+    assert words in output
+    assert "Traceback" not in output
+
+
+def test_help_is_readable():
+    status, output = tiny.run("--help")
+    assert "Traceback" not in output
+    for words in ("--workdir", "--mode", "predict", "--config.section.key=VALUE"):
+        assert words in output

@@ -1,0 +1,239 @@
+"""Replicas: pmap equals shard_map, and one device equals four.
+
+As a script this file runs what is compared and writes it down; the tests run it again in a process
+with four fake CPU devices: python tests/test_parallel.py OUT.npz
+"""
+
+import functools
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import optax
+import pytest
+from fakes import quick_compilation  # noqa: F401  a fixture
+from fakes import Normed, cosine, kl, log_softmax, pixel_batch
+from skd_jax import augment, checkpoint, evaluate, losses, methods, parallel, step
+from skd_jax.errors import UserError
+
+LOGITS = np.random.default_rng(0).normal(size=(3, 8, 5)).astype(np.float32)
+LABELS = np.arange(8) % 5
+AUGMENTATION = augment.AugmentSettings(crop=4, brightness=0.4)
+
+
+def train(name: str, sync: bool = True, steps: int = 2) -> tuple[dict, dict]:
+    """(flat state, metrics of the last step) after some steps of SKD-SRL."""
+    method = methods.create(
+        "skd_srl", Normed(), projector_out=8, predictor_hidden=5, sync_batch_norm=sync
+    )
+    settings = step.StepSettings(total_steps=4, ema_decay=0.9)
+    tx = optax.sgd(0.05, momentum=0.9, nesterov=True)
+    replicas = parallel.create(name)
+    run = replicas.train(
+        functools.partial(
+            step.train_step, method=method, tx=tx, augmentation=AUGMENTATION, settings=settings
+        )
+    )
+    state = step.create_state(method, tx, jax.random.key(0), (2, 4, 4, 3), settings)
+    state = replicas.put(state)
+    for number in range(steps):
+        state, metrics = run(state, replicas.shard(pixel_batch(seed=number)))
+    copies = [[s.data for s in x.addressable_shards] for x in jax.tree.leaves(state)]
+    for first, *others in copies:
+        for other in others:
+            np.testing.assert_array_equal(first, other)
+    return checkpoint.flatten(replicas.get(state)), replicas.get(metrics)
+
+
+def score(name: str) -> evaluate.Scores:
+    """Scores of ten videos in padded batches of eight."""
+    method = methods.create("supervised", Normed())
+    variables = jax.jit(method.init)(jax.random.key(0), np.zeros((1, 2, 4, 4, 3), np.float32))
+    replicas = parallel.create(name)
+    run = replicas.evaluate(
+        functools.partial(step.eval_step, method=method, augmentation=AUGMENTATION)
+    )
+    first, second = pixel_batch(seed=1), pixel_batch(seed=2)
+    # Padding repeats a row that was counted, with another label: only the mask tells.
+    second |= {"index": np.array([9, 8, *[0] * 6]), "mask": np.arange(8) < 2}
+    return evaluate.score(run, replicas, replicas.put(variables), [first, second])
+
+
+def pmapped_losses() -> dict[str, np.ndarray]:
+    """Each loss under pmap, the batch cut over all devices."""
+
+    def run(loss, *arrays):
+        count = jax.device_count()
+        arrays = [a.reshape(count, a.shape[0] // count, *a.shape[1:]) for a in arrays]
+        return np.asarray(jax.pmap(loss)(*arrays)).reshape(-1)
+
+    first, second, _ = LOGITS
+    return {
+        "cross_entropy": run(losses.cross_entropy, first, LABELS),
+        "distillation": run(lambda a, b: losses.soft_label_distillation(a, b, 2.0), first, second),
+        "similarity": run(losses.siamese_similarity, first, second),
+    }
+
+
+def everything(names) -> dict[str, np.ndarray]:
+    """All of it under flat names; `names` are the kinds of replicas."""
+    found = {"devices": np.int64(jax.device_count())}
+    for name in names:
+        state, metrics = train(name)
+        found |= {f"{name}/state/{key}": value for key, value in state.items()}
+        found |= {f"{name}/metrics/{key}": value for key, value in metrics.items()}
+        scores = score(name)
+        found |= {f"{name}/scores/{key}": value for key, value in vars(scores).items()}
+    state, _ = train("pmap", sync=False, steps=1)
+    found |= {f"apart/{key}": value for key, value in state.items()}
+    return found | {f"losses/{key}": value for key, value in pmapped_losses().items()}
+
+
+@pytest.fixture(scope="module")
+def one() -> dict[str, np.ndarray]:
+    return everything(["pmap"])
+
+
+@pytest.fixture(scope="module")
+def four(tmp_path_factory) -> dict[str, np.ndarray]:
+    out = tmp_path_factory.mktemp("four") / "out.npz"
+    root = Path(__file__).resolve().parents[1]
+    environment = os.environ | {
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+        "JAX_PLATFORMS": "cpu",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        "PYTHONPATH": str(root),
+    }
+    done = subprocess.run(
+        [sys.executable, __file__, str(out)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    return dict(np.load(out))
+
+
+def part(values: dict, prefix: str) -> dict:
+    found = {k.removeprefix(prefix): v for k, v in values.items() if k.startswith(prefix)}
+    assert found
+    return found
+
+
+def compare(got: dict, want: dict, rtol: float = 1e-3, atol: float = 2e-5) -> None:
+    assert got.keys() == want.keys()
+    for name, value in want.items():
+        np.testing.assert_allclose(got[name], value, rtol=rtol, atol=atol, err_msg=name)
+
+
+@pytest.mark.parametrize("name", ["pmap", "shard_map"])
+@pytest.mark.parametrize("what", ["state", "metrics", "scores"])
+def test_four_devices_equal_one(one, four, name, what):
+    """Parameters, statistics, momenta and averages; the gradient's norm among the metrics."""
+    assert four["devices"] == 4 and one["devices"] == 1
+    compare(part(four, f"{name}/{what}/"), part(one, f"pmap/{what}/"))
+
+
+def test_pmap_equals_shard_map(four):
+    compare(part(four, "shard_map/"), part(four, "pmap/"), rtol=1e-4, atol=1e-6)
+
+
+def test_every_video_is_scored_once(four):
+    for name in ("pmap", "shard_map"):
+        scores = part(four, f"{name}/scores/")
+        np.testing.assert_array_equal(scores["index"], np.arange(10))
+        batches = pixel_batch(seed=1), pixel_batch(seed=2)
+        want = np.concatenate([b["label"][:n] for b, n in zip(batches, (8, 2), strict=True)])
+        order = np.concatenate([batches[0]["index"], [9, 8]])
+        np.testing.assert_array_equal(scores["label"], want[np.argsort(order)])
+        np.testing.assert_allclose(scores["probabilities"].sum(1), np.ones(10), rtol=1e-5)
+
+
+def test_batch_norm_of_one_replica_alone(one, four):
+    """Statistics of two videos differ from those of eight; the running mean is the same."""
+    apart, together = part(four, "apart/"), part(one, "apart/")
+    mean, var = (f"batch_stats.model.bn.{name}" for name in ("mean", "var"))
+    np.testing.assert_allclose(apart[mean], together[mean], rtol=1e-3, atol=1e-5)
+    assert (apart[var] < together[var]).all()  # the spread between replicas is missing
+    kernel = "params.model.stem.kernel"
+    assert abs(apart[kernel] - together[kernel]).max() > 1e-4
+
+
+def test_pmapped_losses(four):
+    first, second, _ = LOGITS
+    want = {
+        "cross_entropy": -log_softmax(first)[np.arange(8), LABELS],
+        "distillation": kl(first, second, 2.0),
+        "similarity": -cosine(first, second),
+    }
+    compare(part(four, "losses/"), want, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["pmap", "shard_map"])
+def test_put_and_get_return_the_tree(name):
+    replicas = parallel.create(name)
+    tree = {"a": np.arange(3.0, dtype=np.float32), "b": [np.int32(4)], "c": None, "d": {}}
+    got = replicas.get(replicas.put(tree))
+    assert jax.tree.structure(got) == jax.tree.structure(tree)
+    jax.tree.map(np.testing.assert_array_equal, got, tree)
+    assert all(isinstance(leaf, np.ndarray | np.generic) for leaf in jax.tree.leaves(got))
+
+
+def test_unknown_replicas():
+    with pytest.raises(UserError, match=r"config.train.replicas 'pmapp'; did you mean 'pmap'\?"):
+        parallel.create("pmapp")
+
+
+@pytest.mark.parametrize(
+    "batch_size,accumulate,message",
+    [
+        (10, 1, r"config.train.batch_size=10 does not divide over 4 device\(s\); .* of 4, such as 8$"),
+        (2, 1, r"take a multiple of 4, such as 4$"),
+        (0, 1, r"such as 4$"),
+        (12, 2, r"4 device\(s\) x 2 micro-batches; take a multiple of 8, such as (8|16)$"),
+    ],
+)
+def test_batch_size_that_does_not_divide(monkeypatch, batch_size, accumulate, message):
+    monkeypatch.setattr(jax, "device_count", lambda: 4)
+    parallel.check_batch_size(16, 2)
+    with pytest.raises(UserError, match=message):
+        parallel.check_batch_size(batch_size, accumulate)
+
+
+def test_prefetch_keeps_the_order_and_runs_ahead():
+    placed = []
+
+    def place(batch):
+        placed.append(batch)
+        return -batch
+
+    batches = parallel.prefetch(iter(range(5)), place, depth=2)
+    assert next(batches) == (0, 0) and placed == [0, 1, 2]
+    assert list(batches) == [(i, -i) for i in range(1, 5)] and placed == [0, 1, 2, 3, 4]
+    assert list(parallel.prefetch([], place)) == []
+
+
+@pytest.mark.parametrize(
+    "flags,message",
+    [
+        ((None, 2, None, False), "--num_processes and --process_id need --coordinator"),
+        ((None, None, 0, False), "--num_processes and --process_id need --coordinator"),
+        (("localhost:1", 2, None, False), "--coordinator needs --num_processes and --process_id"),
+    ],
+)
+def test_process_flags_that_do_not_fit(flags, message):
+    with pytest.raises(UserError, match=message):
+        parallel.start_processes(*flags)
+
+
+def test_single_process_starts_nothing(monkeypatch):
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *_: pytest.fail("joined"))
+    parallel.start_processes(None, None, None, False)
+
+
+if __name__ == "__main__":
+    np.savez(sys.argv[1], **everything(["pmap", "shard_map"]))

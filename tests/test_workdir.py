@@ -1,0 +1,77 @@
+"""A workdir belongs to one config."""
+
+import copy
+
+import pytest
+from skd_jax import workdir
+from skd_jax.errors import UserError
+
+CONFIG = {
+    "optim": {"learning_rate": 0.1, "boundaries": (10, 20)},
+    "data": {"root": "there", "workers": 4, "classes": ""},
+    "train": {"replicas": "pmap", "threads": 0, "log_every": 20, "seed": 0},
+}
+
+
+def changed(**values):
+    config = copy.deepcopy(CONFIG)
+    for key, value in values.items():
+        section, name = key.split("__")
+        config[section][name] = value
+    return config
+
+
+def test_the_same_config_is_accepted_again(tmp_path):
+    folder = tmp_path / "deep" / "run"
+    workdir.claim(folder, CONFIG)
+    workdir.claim(folder, CONFIG)
+    config = workdir.read_config(folder)
+    assert config["optim"] == {"learning_rate": 0.1, "boundaries": [10, 20]}
+    assert [path.name for path in folder.iterdir()] == ["config.json"]
+
+
+def test_another_config_is_refused_with_the_difference(tmp_path):
+    workdir.claim(tmp_path, CONFIG)
+    other = changed(optim__learning_rate=0.2, train__seed=1, train__threads=9)
+    other["optim"]["momentum"] = 0.9
+    del other["data"]["classes"]
+    with pytest.raises(UserError) as error:
+        workdir.claim(tmp_path, other)
+    head, *lines = str(error.value).splitlines()
+    assert head.startswith(f"{tmp_path} was made with another config; take another --workdir")
+    assert lines == [
+        '  data.classes: "" there, null now',
+        "  optim.learning_rate: 0.1 there, 0.2 now",
+        "  optim.momentum: null there, 0.9 now",
+        "  train.seed: 0 there, 1 now",
+    ]
+    assert workdir.read_config(tmp_path)["optim"]["learning_rate"] == 0.1
+
+
+def test_what_belongs_to_the_machine_may_change(tmp_path):
+    workdir.claim(tmp_path, CONFIG)
+    moved = changed(
+        data__root="here", data__workers=1, train__replicas="shard_map", train__threads=3
+    )
+    workdir.claim(tmp_path, moved)
+    assert workdir.read_config(tmp_path)["data"]["root"] == "here"
+
+
+@pytest.mark.parametrize("read,name", [(workdir.read_config, "config"), (workdir.read_data, "data")])
+def test_a_folder_without_a_run(tmp_path, read, name):
+    with pytest.raises(UserError, match=rf"holds no trained run \({name}.json is absent\)"):
+        read(tmp_path / "none")
+
+
+def test_a_damaged_file(tmp_path):
+    (tmp_path / "config.json").write_text('{"a": ')
+    with pytest.raises(UserError, match="config.json is damaged"):
+        workdir.claim(tmp_path, CONFIG)
+
+
+def test_flat():
+    assert workdir.flat({"a": {"b": 1, "c": {"d": [2]}}, "e": None}) == {
+        "a.b": 1,
+        "a.c.d": [2],
+        "e": None,
+    }
