@@ -28,9 +28,13 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints,
 _MODE = flags.DEFINE_enum("mode", "train", MODES, "What to do.")
 _SPLIT = flags.DEFINE_string("split", "", "evaluate: validation or test (default: test if there).")
 _OUTPUT = flags.DEFINE_string("output", "", "predict: JSON file (default: in the workdir).")
-_COORDINATOR = flags.DEFINE_string("coordinator", None, "Several processes: HOST:PORT of the first.")
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator", None, "Several processes: HOST:PORT of the first."
+)
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Several processes: how many.")
-_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Several processes: number of this one, from 0.")
+_PROCESS_ID = flags.DEFINE_integer(
+    "process_id", None, "Several processes: number of this one, from 0."
+)
 _CLUSTER = flags.DEFINE_bool("cluster", False, "Several processes: found from Slurm, TPU pod, ...")
 
 

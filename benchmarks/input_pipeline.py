@@ -1,23 +1,26 @@
 """Two-view training clips per second: the input pipeline beside random access to the video files.
 
-    python benchmarks/input_pipeline.py --fixtures FIXTURES --ucf101 UCF101
+    python -m benchmarks.input_pipeline --fixtures FIXTURES --ucf101 UCF101
 
 Each reader gets the same videos, frames and crop windows, drawn by the pipeline's own sampler, and
-the same cores. PyAV, decord and torchcodec open the original file, seek, decode, cut out the windows
-and resize them to 112 pixels: one video per task, one process per core, one decoder thread each, and
-they need not hand their clips over. The pipeline reads a data set prepared from the same files. It
-leaves resizing to the device and so is timed three times: as it stands; with Pillow resizing on the
-same cores as it does for PyAV and decord, which makes the work the same; and with the device's own
-jitted resizing, compiled for the CPU. "Bare" is a loop of `tf.io.decode_and_crop_jpeg` over the same
-frames and windows, already in memory, that keeps nothing: the ceiling.
+the same cores. PyAV, decord and torchcodec open the original file, seek, decode, cut out the
+windows and resize them to 112 pixels: one video per task, one process per core, one decoder thread
+each, and they need not hand their clips over. The pipeline reads a data set prepared from the same
+files. It leaves resizing to the device and so is timed three times: as it stands; with Pillow
+resizing on the same cores as it does for PyAV and decord, which makes the work the same; and with
+the device's own jitted resizing, compiled for the CPU. "Bare" is a loop of
+`tf.io.decode_and_crop_jpeg` over the same frames and windows, already in memory, that keeps
+nothing: the ceiling.
 
-Readers take turns and are compared round by round, so that a machine that slows down slows them all.
-A reader that cannot be loaded is printed as absent.
+Readers take turns and are compared round by round, so that a machine that slows down slows them
+all. A reader that cannot be loaded is printed as absent. torchcodec needs FFmpeg's shared libraries
+on the system; it is timed as it comes, and without its scan of the file for exact frame times.
 """
 
 import argparse
 import concurrent.futures
 import contextlib
+import functools
 import importlib.metadata
 import importlib.util
 import itertools
@@ -61,13 +64,22 @@ def _resized(images, windows):
     return out
 
 
+@functools.cache
+def _first_time(path):
+    """When the first frame is shown; looked up once and not timed, as an index would be."""
+    import av
+
+    with av.open(path) as container:
+        return next(container.decode(video=0)).pts
+
+
 def read_pyav(path, frames, windows):
     import av
 
     with av.open(path) as container:
         stream = container.streams.video[0]
         stream.codec_context.thread_count = 1
-        rate, base, origin = stream.average_rate, stream.time_base, stream.start_time or 0
+        rate, base, origin = stream.average_rate, stream.time_base, _first_time(path)
         images = []
         for view in frames:
             wanted = set(view.tolist())
@@ -80,7 +92,7 @@ def read_pyav(path, frames, windows):
                     found[number] = frame.to_ndarray(format="rgb24")
                 if number >= last:
                     break
-            # Some files count their frames from 1.
+            # A damaged or irregular file may lack a frame at the expected time.
             nearest = {n: min(found, key=lambda m, n=n: abs(m - n)) for n in wanted}
             images.append([found[nearest[n]] for n in view.tolist()])
     return _resized(images, windows)
@@ -94,13 +106,12 @@ def read_decord(path, frames, windows):
     return _resized(images.reshape(*frames.shape, *images.shape[1:]), windows)
 
 
-def read_torchcodec(path, frames, windows):
+def read_torchcodec(path, frames, windows, seek_mode="exact"):
     import torch
     from torchcodec.decoders import VideoDecoder
 
     torch.set_num_threads(1)
-    # Without scanning the whole file for the exact times of its frames: faster.
-    decoder = VideoDecoder(path, num_ffmpeg_threads=1, seek_mode="approximate")
+    decoder = VideoDecoder(path, num_ffmpeg_threads=1, seek_mode=seek_mode)
     images = decoder.get_frames_at(np.minimum(frames, len(decoder) - 1).ravel().tolist()).data
     out = []
     for (top, bottom, left, right), view in zip(
@@ -114,9 +125,10 @@ def read_torchcodec(path, frames, windows):
 
 
 PEERS = {
-    "PyAV": ("av", read_pyav),
-    "decord": ("decord", read_decord),
-    "torchcodec": ("torchcodec", read_torchcodec),
+    "PyAV": read_pyav,
+    "decord": read_decord,
+    "torchcodec": read_torchcodec,
+    "torchcodec, approximate": functools.partial(read_torchcodec, seek_mode="approximate"),
 }
 
 
@@ -131,8 +143,8 @@ def drop_cache(paths):
 def _probe(peer, path):
     """In a worker: why the reader cannot be used, or None; also loads its library."""
     try:
-        PEERS[peer][1](path, np.zeros((1, 2), int), WHOLE)
-    except Exception as error:
+        PEERS[peer](path, np.zeros((1, 2), int), WHOLE)
+    except Exception as error:  # noqa: BLE001, whatever keeps a library from loading
         return f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"[:120]
     return None
 
@@ -140,7 +152,7 @@ def _probe(peer, path):
 def _work(peer, path, frames, windows, cold, keep):
     if cold:
         drop_cache([path])
-    clips = PEERS[peer][1](path, frames, windows)
+    clips = PEERS[peer](path, frames, windows)
     assert clips.shape == (*frames.shape, SIZE, SIZE, 3), clips.shape
     return clips if keep else None
 
@@ -341,7 +353,7 @@ def print_table(rates, absent, differences, cold):
     cache = "dropped before every batch or video" if cold else "holds the files"
     print(f"\nPage cache {cache}")
     heads = ("clips/s", "range", OURS, "+ Pillow", "difference")
-    print(f"{'reader':24}{heads[0]:>9}{heads[1]:>14}{heads[2]:>10}{heads[3]:>10}{heads[4]:>12}")
+    print(f"{'reader':26}{heads[0]:>9}{heads[1]:>14}{heads[2]:>10}{heads[3]:>10}{heads[4]:>12}")
     for name, column in rates.items():
         ratios = [
             f"{np.median(np.divide(rates[mine], column)):.2f} x" if mine != name else "-"
@@ -353,11 +365,11 @@ def print_table(rates, absent, differences, cold):
         )
         difference = f"{differences[name]:.1f}" if name in differences else ""
         print(
-            f"{name:24}{rate:>9}{f'{low}-{high}':>14}{ratios[0]:>10}{ratios[1]:>10}{difference:>12}"
+            f"{name:26}{rate:>9}{f'{low}-{high}':>14}{ratios[0]:>10}{ratios[1]:>10}{difference:>12}"
         )
     for name, reason in absent.items():
         if reason is not None:
-            print(f"{name:24}   absent ({reason})")
+            print(f"{name:26}   absent ({reason})")
     sys.stdout.flush()
 
 
@@ -398,12 +410,12 @@ def main():
         if importlib.util.find_spec(name)
     ]
     print(
-        f"Two-view clips of {FRAMES} frames, stride {STRIDE}, random windows resized to {SIZE} pixels\n"
+        f"Two-view clips of {FRAMES} frames, stride {STRIDE}, random windows, {SIZE} pixels\n"
         f"{len(cores)} cores, {platform.machine()}, Python {platform.python_version()}, "
         f"{', '.join(versions)}\n"
         "clips/s: median of the rounds\n"
         f"{OURS}, + Pillow: how many times as fast these are, median of the ratios of each round\n"
-        "difference: mean absolute difference (0-255) from skd_jax's pixels; small if the work is the same"
+        "difference: mean absolute difference (0-255) from skd_jax's pixels, small if frames agree"
     )
 
     with tempfile.TemporaryDirectory(dir=options.folder) as temporary:

@@ -17,18 +17,24 @@ def get_config(method: str = "skd_srl"):
     config.model.name = "r3d_10"
     config.model.width = 0.25
     config.data.root = "data/demo"
-    config.data.synthetic = ml_collections.ConfigDict(dataclasses.asdict(SyntheticSettings()))
+    videos = SyntheticSettings(train_per_class=96, validation_per_class=12, test_per_class=24)
+    config.data.synthetic = ml_collections.ConfigDict(dataclasses.asdict(videos))
     config.data.frame_size = 40
     config.augment.crop = 32
     config.clips.frames = 8
     config.clips.stride = 2
     config.clips.area = (0.6, 1.0)
     config.clips.flip = False  # a mirrored movement to the left is one to the right
+    config.augment.brightness = config.augment.contrast = 0.2
+    config.augment.saturation = config.augment.hue = config.augment.grey_probability = 0.0
+    config.optim.name = "adamw"
+    config.optim.learning_rate = 0.003
+    config.optim.weight_decay = 0.02
     config.optim.warmup = "1 epochs"
     config.train.batch_size = 16
-    config.train.duration = "20 epochs"
-    config.train.eval_every = "5 epochs"
-    config.train.checkpoint_every = "5 epochs"
+    config.train.duration = "15 epochs"
+    config.train.eval_every = "3 epochs"
+    config.train.checkpoint_every = "1 epochs"
     config.eval.clips = 4
     config.eval.batch_size = 16
     return config

@@ -53,7 +53,11 @@ class AugmentSettings:
 
 
 def train_clips(
-    clips: chex.Array, size: chex.Array, flip: chex.Array, key: chex.Array, settings: AugmentSettings
+    clips: chex.Array,
+    size: chex.Array,
+    flip: chex.Array,
+    key: chex.Array,
+    settings: AugmentSettings,
 ) -> chex.Array:
     """Resized, augmented and normalised training clips.
 

@@ -6,6 +6,7 @@ checkpoint that has its final name is complete.
 """
 
 import errno
+import json
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from skd_jax.errors import UserError
@@ -50,6 +52,7 @@ class Checkpoints:
     ):
         self._directory = str(directory)
         self._log = log
+        self._drop_damaged_metrics()
         policy = preservation_policy.AnyPreservationPolicy(
             [
                 preservation_policy.LatestN(n=keep),
@@ -157,12 +160,27 @@ class Checkpoints:
 
     def _read(self, step: int) -> dict[str, np.ndarray]:
         saved = self._manager.item_metadata(step)
-        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), dict(saved.tree))
+        as_numpy = jax.tree.map(
+            lambda _: ocp.RestoreArgs(restore_type=np.ndarray), dict(saved.tree)
+        )
         return self._manager.restore(step, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
+
+    def _drop_damaged_metrics(self) -> None:
+        # The manager reads all of them when it opens, and would fail at one cut by a crash of the
+        # machine. Without them the state is still there, only not ranked.
+        for path in epath.Path(self._directory).glob("*/metrics/metrics"):
+            try:
+                json.loads(path.read_text())
+            except ValueError as error:
+                self._log(
+                    f"warning: {path} is unreadable ({_first_line(error)}); "
+                    "the checkpoint counts as not evaluated"
+                )
+                path.rename(path.with_name("metrics.unreadable"))
 
     def _set_aside(self, step: int) -> None:
         if jax.process_index() == 0:
-            folder = Path(self._directory) / str(step)
+            folder = epath.Path(self._directory) / str(step)
             folder.rename(folder.with_name(f"unreadable-{step}"))
         self._manager.reload()
 

@@ -35,8 +35,12 @@ def ensure_prepared(config: Config, log: Callable[[str], None]) -> str | None:
     """
     data = config["data"]
     if not data["root"]:
+        if data["prepared"]:  # the videos themselves are no longer needed
+            prepared.load_info(data["prepared"])
+            return os.fspath(epath.Path(data["prepared"]))
         raise UserError(
-            "config.data.root is not set; add --config.data.root=FOLDER, where the videos are"
+            "config.data.root is not set; add --config.data.root=FOLDER, where the videos are "
+            "(or --config.data.prepared=FOLDER, an already prepared data set)"
         )
     if "synthetic" in data and jax.process_index() == 0:
         synthetic.write_dataset(

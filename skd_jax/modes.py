@@ -106,7 +106,7 @@ def run_evaluate(folder: Path, split_name: str, log: Log) -> dict[str, Any]:
             f"{data_folder} now holds other data (fingerprint {info['fingerprint'][:12]}) than "
             f"{folder} was trained on ({data['fingerprint'][:12]})"
         )
-    split_name = split_name or ("test" if "test" in data["splits"] else "validation")
+    split_name = split_name or _default_split(data)
     split = prepared.load_split(data_folder, split_name)
     parallel.check_batch_size(config["eval"]["batch_size"], key="eval.batch_size")
     replicas = parallel.create(config["train"]["replicas"])
@@ -149,12 +149,21 @@ def run_evaluate(folder: Path, split_name: str, log: Log) -> dict[str, Any]:
     return results
 
 
+def _default_split(data: dict[str, Any]) -> str:
+    for name in ("test", "validation"):
+        if name in data["splits"]:
+            return name
+    raise UserError(
+        f"{data['prepared']} has neither a test nor a validation split to evaluate on; add a test/ "
+        "or val/ folder, or set config.data.test_fraction"
+    )
+
+
 def _report(folder: Path, results: dict[str, Any], class_names: tuple[str, ...], log: Log) -> None:
     split = results["split"]
-    # The default evaluation is the run's result; another split's is kept beside it.
-    stored = folder / "results.json"
-    if stored.is_file() and f'"split": "{split}"' not in stored.read_text():
-        stored = folder / f"results_{split}.json"
+    # results.json is the run's result; another split's is kept beside it.
+    default = split == _default_split(workdir.read_data(folder))
+    stored = folder / ("results.json" if default else f"results_{split}.json")
     workdir.write_json(stored, results)
     report.plot_curves(metrics.read_rows(folder / "metrics.jsonl"), folder / "curves.png")
     report.plot_confusion(

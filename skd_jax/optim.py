@@ -122,7 +122,9 @@ def optimiser(
         moving = optax.partition(
             {"moving": moving, "constant": rule(settings.learning_rate)},
             lambda params: {
-                name: jax.tree.map(lambda _, n=name: "constant" if n in constant else "moving", tree)
+                name: jax.tree.map(
+                    lambda _, n=name: "constant" if n in constant else "moving", tree
+                )
                 for name, tree in params.items()
             },
         )

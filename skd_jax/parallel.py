@@ -127,7 +127,9 @@ def check_batch_size(batch_size: int, accumulate: int = 1, key: str = "train.bat
         )
 
 
-def prefetch(batches: Iterable[PyTree], place: Callable[[PyTree], PyTree], depth: int = 2) -> Iterator:
+def prefetch(
+    batches: Iterable[PyTree], place: Callable[[PyTree], PyTree], depth: int = 2
+) -> Iterator:
     """Pairs (host batch, placed batch), `depth` batches sent to the devices ahead of use."""
     queue: deque = deque()
     for batch in batches:

@@ -31,8 +31,9 @@ def run_predict(
       log: takes one line of text.
 
     Returns:
-      For each file {"file", "predictions": [{"class", "probability"}, ...]} or {"file", "error"};
-      a file that cannot be decoded is reported and the rest go on.
+      For each file {"file", "predictions": [{"class", "probability"}, ...], "notes": [...]}, the notes
+      saying what was wrong with a file that could still be used, or {"file", "error"}: a file that
+      cannot be decoded is reported and the rest go on.
 
     Raises:
       UserError: nothing to classify, or no file could be decoded.
@@ -44,7 +45,7 @@ def run_predict(
     with Progress(len(files), "predicting", "videos") as progress:
         for file in files:
             try:
-                results.append({"file": str(file), "predictions": classify(file)})
+                results.append({"file": str(file), **classify(file)})
             except decode.DecodeError as error:
                 results.append({"file": str(file), "error": error.reason})
             progress.update()
@@ -67,13 +68,17 @@ def find_videos(inputs: Iterable[str]) -> Iterator[Path]:
     """
     inputs = list(inputs)
     if not inputs:
-        raise UserError("name what to classify: main.py --mode=predict --workdir=W VIDEO_OR_FOLDER ...")
+        raise UserError(
+            "name what to classify: main.py --mode=predict --workdir=W VIDEO_OR_FOLDER ..."
+        )
     for name in inputs:
         path = Path(name)
         if path.is_dir():
             found = sorted(p for p in path.rglob("*") if p.suffix.lower() in VIDEO_SUFFIXES)
             if not found:
-                raise UserError(f"{path}: no video in this folder ({', '.join(sorted(VIDEO_SUFFIXES))})")
+                raise UserError(
+                    f"{path}: no video in this folder ({', '.join(sorted(VIDEO_SUFFIXES))})"
+                )
             yield from found
         elif path.exists():
             yield path
@@ -81,7 +86,7 @@ def find_videos(inputs: Iterable[str]) -> Iterator[Path]:
             raise UserError(f"{path}: no such file or folder")
 
 
-def _classifier(trained: classifier.Trained) -> Callable[[Path], list[dict[str, Any]]]:
+def _classifier(trained: classifier.Trained) -> Callable[[Path], dict[str, Any]]:
     config = trained.config
     run = jax.jit(
         functools.partial(
@@ -89,27 +94,29 @@ def _classifier(trained: classifier.Trained) -> Callable[[Path], list[dict[str, 
         )
     )
 
-    def classify(path: Path) -> list[dict[str, Any]]:
-        batch = _clips(path, config) | {name: np.zeros(1, np.int32) for name in ("label", "index")}
-        batch["mask"] = np.ones(1, bool)
+    def classify(path: Path) -> dict[str, Any]:
+        batch, notes = _clips(path, config)
+        batch |= {name: np.zeros(1, np.int32) for name in ("label", "index", "mask")}
         probabilities = np.asarray(run(trained.variables, batch)["probabilities"][0])
         best = np.argsort(-probabilities, kind="stable")[:5]
-        return [
+        predictions = [
             {"class": trained.class_names[k], "probability": float(probabilities[k])} for k in best
         ]
+        return {"predictions": predictions, "notes": list(notes)}
 
     return classify
 
 
-def _clips(path: Path, config: dict[str, Any]) -> dict[str, np.ndarray]:
+def _clips(path: Path, config: dict[str, Any]) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
     data, length = config["data"], config["clips"]["frames"]
 
-    def stream() -> Iterable[np.ndarray]:
+    def stream() -> decode.FrameStream:
         return decode.iter_frames(
             path, short_side=data["frame_size"], max_fps=data["max_fps"] or None, threads=0
         )
 
-    iterator = iter(stream())
+    first_pass = stream()
+    iterator = iter(first_pass)
     held = list(itertools.islice(iterator, _FRAMES_HELD))
     count = len(held) + sum(1 for _ in iterator)
     height, width = held[0].shape[:2]
@@ -132,7 +139,7 @@ def _clips(path: Path, config: dict[str, Any]) -> dict[str, np.ndarray]:
     for view, (y, x, h, w) in enumerate(window):
         for t, i in enumerate(index[view].tolist()):
             clips[0, view, t, :h, :w] = frames[i][y : y + h, x : x + w]
-    return {"clips": clips, "size": window[None, :, 2:].astype(np.int32)}
+    return {"clips": clips, "size": window[None, :, 2:].astype(np.int32)}, first_pass.notes
 
 
 def _table(results: list[dict[str, Any]]) -> str:
@@ -144,7 +151,6 @@ def _table(results: list[dict[str, Any]]) -> str:
             lines.append(f"{name}  not classified: {result['error']}")
             continue
         best = [f"{p['class']} {p['probability']:.1%}" for p in result["predictions"]]
-        lines.append(f"{name}  " + ", ".join(best))
+        notes = f"  (note: {'; '.join(result['notes'])})" if result["notes"] else ""
+        lines.append(f"{name}  " + ", ".join(best) + notes)
     return "\n".join(lines)
-
-

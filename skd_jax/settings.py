@@ -35,7 +35,9 @@ def dataclass_from(kind: type[T], values: Config, section: str, **fixed: Any) ->
     fields = {field.name for field in dataclasses.fields(kind)} - set(fixed)
     for key in values:
         if key not in fields:
-            raise names.unknown("config key", f"{section}.{key}", [f"{section}.{f}" for f in fields])
+            raise names.unknown(
+                "config key", f"{section}.{key}", [f"{section}.{f}" for f in fields]
+            )
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
     return kind(**values, **fixed)
 

@@ -1,9 +1,9 @@
 """A workdir: what one training run leaves behind, and all that later modes need.
 
-    config.json      the resolved config
-    data.json        class names, fingerprint and place of the prepared data, source of each split
-    checkpoints/     the last states and the best
-    metrics.jsonl, tensorboard/, results.json, *.png
+config.json      the resolved config
+data.json        class names, fingerprint and place of the prepared data, source of each split
+checkpoints/     the last states and the best
+metrics.jsonl, tensorboard/, results.json, *.png
 """
 
 import json

@@ -7,13 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
 from skd_jax.models import Outputs
 
 
 @pytest.fixture(scope="module", autouse=True)
 def quick_compilation():
     """Compiles in half the time, for modules whose programs run once; imported where it is wanted."""
-    before = jax.config.jax_disable_most_optimizations
+    before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", before)
@@ -64,7 +65,9 @@ def pixel_batch(seed=0, videos=8, views=2, frames=2, canvas=6, classes=4):
     """What `train_step` and, with its "mask", `eval_step` get: one process's uint8 batch."""
     rng = np.random.default_rng(seed)
     return {
-        "clips": rng.integers(256, size=(videos, views, frames, canvas, canvas, 3)).astype(np.uint8),
+        "clips": rng.integers(256, size=(videos, views, frames, canvas, canvas, 3)).astype(
+            np.uint8
+        ),
         "size": rng.integers(3, canvas + 1, size=(videos, views, 2)).astype(np.int32),
         "flip": rng.random((videos, views)) < 0.5,
         "label": rng.integers(classes, size=videos).astype(np.int32),

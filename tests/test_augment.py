@@ -7,11 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from fakes import (
+    pixel_batch,
+    quick_compilation,  # noqa: F401  a fixture
+)
 from scipy import ndimage
+
 from skd_jax import augment
 from skd_jax.augment import AugmentSettings
-from fakes import quick_compilation  # noqa: F401  a fixture
-from fakes import pixel_batch
 
 PLAIN = AugmentSettings(crop=8, mean=(0, 0, 0), std=(1 / 255,) * 3)  # leaves pixels in 0..255
 COLOURS = dataclasses.replace(
@@ -145,7 +148,9 @@ def test_contrast_blends_with_the_mean_luma():
         factor = float(matrix[0, 0])
         assert 0.5 <= factor <= 1.5
         np.testing.assert_allclose(matrix, factor * np.eye(3), atol=1e-5)
-        np.testing.assert_allclose(offset, np.full(3, (1 - factor) * luma(MEAN)), rtol=1e-3, atol=1e-3)
+        np.testing.assert_allclose(
+            offset, np.full(3, (1 - factor) * luma(MEAN)), rtol=1e-3, atol=1e-3
+        )
 
 
 def test_saturation_blends_each_pixel_with_its_luma():

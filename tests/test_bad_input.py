@@ -70,7 +70,7 @@ def test_truncated_shard(folder, tmp_path):
     config = tiny.config(folder)
     copy = tmp_path / "prepared"
     shutil.copytree(folder / "prepared", copy)
-    shard = sorted(copy.glob("*-train.tfrecord-*[0-9]"))[0]
+    shard = min(copy.glob("*-train.tfrecord-*[0-9]"))
     shard.write_bytes(shard.read_bytes()[:-100])
     from skd_jax.data import prepared
 

@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 import pytest
+
 from skd_jax import checkpoint
 from skd_jax.checkpoint import Checkpoints
 from skd_jax.errors import UserError
@@ -117,13 +118,28 @@ def test_an_unreadable_newest_one_falls_back(checkpoints, tmp_path, lines, how):
     opened = Checkpoints(tmp_path, log=lines.append)
     step, flat = opened.restore_latest()
     assert step == 1 and flat["params.model.fc.kernel"][0, 0] == 1
-    (line,) = lines
+    line = lines.pop()
     assert f"{tmp_path}/2 is unreadable" in line and "falling back to the one before" in line
     # The number is free again, and training can go on from there.
     assert (tmp_path / "unreadable-2").is_dir()
     opened.save(2, state(5), {"top1": 0.0, "loss": 1.0})
     opened.close()
     assert Checkpoints(tmp_path).restore_latest()[1]["params.model.fc.kernel"][0, 0] == 5
+
+
+def test_damaged_metrics_leave_the_state_readable(checkpoints, tmp_path, lines):
+    for step in (1, 2):
+        checkpoints.save(step, state(step), {"top1": 0.1 * step, "loss": 1.0})
+    checkpoints.wait()
+    (tmp_path / "2" / "metrics" / "metrics").write_text('{"top1": 0.2,')
+    opened = Checkpoints(tmp_path, log=lines.append)
+    assert opened.best()[0] == 1
+    assert opened.restore_latest()[0] == 2
+    (line,) = lines
+    assert "2/metrics/metrics is unreadable" in line and "counts as not evaluated" in line
+    opened.save(3, state(3), {"top1": 0.05, "loss": 1.0})
+    opened.close()
+    assert Checkpoints(tmp_path, log=lines.append).steps() == [1, 2, 3]
 
 
 def test_no_readable_one_is_an_error_every_time(checkpoints, tmp_path):
@@ -151,7 +167,9 @@ def test_a_full_disk_is_named_at_the_save(checkpoints, tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(ocp.CheckpointManager, "save", full)
-    with pytest.raises(UserError, match="cannot save a checkpoint to .*: the disk is full.*make room"):
+    with pytest.raises(
+        UserError, match="cannot save a checkpoint to .*: the disk is full.*make room"
+    ):
         checkpoints.save(1, state())
 
 
@@ -191,7 +209,9 @@ def test_another_number_of_classes_is_named():
     with pytest.raises(UserError) as error:
         checkpoint.unflatten(flat, state(classes=5), "run/checkpoints/7")
     text = str(error.value)
-    assert "checkpoint run/checkpoints/7 does not fit the model (another number of classes?)" in text
+    assert (
+        "checkpoint run/checkpoints/7 does not fit the model (another number of classes?)" in text
+    )
     assert "params.model.fc.kernel is (2, 3), wanted (2, 5)" in text
 
 

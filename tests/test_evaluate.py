@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from skd_jax import evaluate
 from skd_jax.evaluate import Scores
 

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+
 from skd_jax import checkpoint, metrics
 
 _BLOCKED = ("tensorflow", "tensorflow_datasets", "ml_collections")
@@ -16,13 +17,28 @@ import sys
 BLOCKED = {_BLOCKED}
 
 
-class Absent:
+class Without:
+    # A finder of modules that does not know the blocked ones.
+
+    def __init__(self, finder):
+        self._finder = finder
+
     def find_spec(self, name, path=None, target=None):
         if name.partition(".")[0] in BLOCKED:
-            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+            return None
+        return self._finder.find_spec(name, path, target)
+
+    def __getattr__(self, name):
+        return getattr(self._finder, name)
 
 
-sys.meta_path.insert(0, Absent())
+sys.meta_path[:] = [Without(finder) for finder in sys.meta_path]
+for name in BLOCKED:
+    try:
+        __import__(name)
+    except ModuleNotFoundError:
+        continue
+    raise SystemExit(f"{{name}} is not blocked")
 
 import pathlib
 
@@ -56,7 +72,7 @@ def validation():
 
 
 model = models.create("r3d_10", num_classes=3, width=0.0625)
-method = methods.create("skd_srl", model, projector_out=8, predictor_hidden=4)
+method = methods.create("skd_srl", model, projector_out=8, predictor_hidden=32)
 settings = optim.OptimSettings()
 finished = train.train(
     method,
@@ -82,6 +98,7 @@ def test_the_loop_runs_where_tensorflow_is_not_installed(tmp_path):
         capture_output=True,
         text=True,
         timeout=300,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     assert "LOADED []" in done.stdout

@@ -58,7 +58,13 @@ def test_training_leaves_results_and_says_where(trained):
     assert results["top1"] == np.trace(results["confusion"]) / 16
     for name in ("curves.png", "confusion_test.png"):
         assert (workdir / name).read_bytes().startswith(b"\x89PNG"), name
-    for words in ("preparing", "ETA", "validation top-1", str(workdir / "results.json"), "--mode=predict"):
+    for words in (
+        "preparing",
+        "ETA",
+        "validation top-1",
+        str(workdir / "results.json"),
+        "--mode=predict",
+    ):
         assert words in output, words
 
 
@@ -109,7 +115,9 @@ def test_evaluate_repeats_the_result_from_the_workdir_alone(trained, cache):
     status, output = tiny.run("--mode=evaluate", f"--workdir={workdir}", **cache)
     assert status == 0, output
     assert tiny.read(workdir / "results.json") == before
-    status, output = tiny.run("--mode=evaluate", f"--workdir={workdir}", "--split=validation", **cache)
+    status, output = tiny.run(
+        "--mode=evaluate", f"--workdir={workdir}", "--split=validation", **cache
+    )
     assert status == 0, output
     assert tiny.read(workdir / "results_validation.json")["videos"] == 8
     assert tiny.read(workdir / "results.json") == before
@@ -195,7 +203,26 @@ def test_mistyped_commands_answer_in_one_line(arguments, words):
 
 
 def test_help_is_readable():
-    status, output = tiny.run("--help")
+    _status, output = tiny.run("--help")
     assert "Traceback" not in output
     for words in ("--workdir", "--mode", "predict", "--config.section.key=VALUE"):
         assert words in output
+
+
+def test_predict_untouched_files_of_the_three_data_sets(trained, shared, cache, tmp_path):
+    """XviD, MPEG-4 and H.264 with sound, as they are distributed, and one with a damaged packet."""
+    output_file = tmp_path / "predictions.json"
+    status, output = tiny.run(
+        "--mode=predict",
+        f"--workdir={trained[0]}",
+        f"--output={output_file}",
+        shared / "fixtures",
+        **cache,
+    )
+    assert status == 0, output
+    found = tiny.read(output_file)["videos"]
+    assert len(found) == 7
+    assert all(len(entry["predictions"]) == 5 for entry in found)
+    noted = [entry["file"] for entry in found if entry["notes"]]
+    assert [name.rsplit("/", 1)[1] for name in noted] == ["corrupted.mp4"]
+    assert "damaged" in output

@@ -3,8 +3,9 @@
 import json
 
 import pytest
-from skd_jax import metrics
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+
+from skd_jax import metrics
 
 
 def write(folder, rows, first_step=0):

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+
 from skd_jax import durations, optim
 from skd_jax.errors import UserError
 from skd_jax.optim import OptimSettings
@@ -143,7 +144,8 @@ def test_constant_networks_keep_the_peak_from_first_step_to_last():
     for step in range(8):
         updates, state = update(GRADS, state, PARAMS)
         close(updates["predictor"], {"kernel": -0.1 * GRADS["predictor"]["kernel"]}, rtol=1e-5)
-        want = jax.tree.map(lambda g, r=float(rate(step)): -r * g, GRADS["model"])
+        now = float(rate(step))
+        want = jax.tree.map(lambda g, now=now: -now * g, GRADS["model"])
         close(updates["model"], want, rtol=1e-5, atol=1e-8)
 
 
@@ -184,7 +186,9 @@ def test_durations(text, steps):
     assert isinstance(durations.steps(text, 12.5), int)
 
 
-@pytest.mark.parametrize("text", ["", "ten epochs", "5 days", "epochs", "1 2 3", None, 2.5, "inf epochs"])
+@pytest.mark.parametrize(
+    "text", ["", "ten epochs", "5 days", "epochs", "1 2 3", None, 2.5, "inf epochs"]
+)
 def test_a_duration_that_is_none(text):
     with pytest.raises(UserError, match="config.train.duration: .* is no duration; write e.g."):
         durations.steps(text, 12.5, "train.duration")

@@ -14,8 +14,15 @@ import jax
 import numpy as np
 import optax
 import pytest
-from fakes import quick_compilation  # noqa: F401  a fixture
-from fakes import Normed, cosine, kl, log_softmax, pixel_batch
+from fakes import (
+    Normed,
+    cosine,
+    kl,
+    log_softmax,
+    pixel_batch,
+    quick_compilation,  # noqa: F401  a fixture
+)
+
 from skd_jax import augment, checkpoint, evaluate, losses, methods, parallel, step
 from skd_jax.errors import UserError
 
@@ -26,8 +33,10 @@ AUGMENTATION = augment.AugmentSettings(crop=4, brightness=0.4)
 
 def train(name: str, sync: bool = True, steps: int = 2) -> tuple[dict, dict]:
     """(flat state, metrics of the last step) after some steps of SKD-SRL."""
+    # Few hidden units may all be off for an example: at p = 0 the cosine's gradient is so steep that
+    # rounding decides the step.
     method = methods.create(
-        "skd_srl", Normed(), projector_out=8, predictor_hidden=5, sync_batch_norm=sync
+        "skd_srl", Normed(), projector_out=8, predictor_hidden=32, sync_batch_norm=sync
     )
     settings = step.StepSettings(total_steps=4, ema_decay=0.9)
     tx = optax.sgd(0.05, momentum=0.9, nesterov=True)
@@ -113,6 +122,7 @@ def four(tmp_path_factory) -> dict[str, np.ndarray]:
         capture_output=True,
         text=True,
         timeout=300,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     return dict(np.load(out))
@@ -191,7 +201,11 @@ def test_unknown_replicas():
 @pytest.mark.parametrize(
     "batch_size,accumulate,message",
     [
-        (10, 1, r"config.train.batch_size=10 does not divide over 4 device\(s\); .* of 4, such as 8$"),
+        (
+            10,
+            1,
+            r"config.train.batch_size=10 does not divide over 4 device\(s\); .* of 4, such as 8$",
+        ),
         (2, 1, r"take a multiple of 4, such as 4$"),
         (0, 1, r"such as 4$"),
         (12, 2, r"4 device\(s\) x 2 micro-batches; take a multiple of 8, such as (8|16)$"),

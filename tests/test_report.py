@@ -1,5 +1,6 @@
 """The pictures of a run: what is in them, and what reading cut metrics gives."""
 
+import itertools
 import json
 import subprocess
 import sys
@@ -140,7 +141,7 @@ def test_confusion_of_few_and_many_classes_stays_readable(count, tmp_path, figur
     step = -(-count // 40)
     assert shown == names[::step]
     boxes = [label.get_window_extent() for label in figure.axes[0].get_xticklabels()]
-    assert all(a.x1 <= b.x0 for a, b in zip(boxes, boxes[1:], strict=False))
+    assert all(a.x1 <= b.x0 for a, b in itertools.pairwise(boxes))
     assert min(box.y0 for box in boxes) >= 0
     assert min(label.get_window_extent().x0 for label in figure.axes[0].get_yticklabels()) >= 0
     # The matrix itself, not its labels, takes the most of the picture.

@@ -5,6 +5,7 @@ import json
 
 import jax.numpy as jnp
 import pytest
+
 from configs import common
 from skd_jax import settings
 from skd_jax.augment import AugmentSettings
@@ -69,18 +70,33 @@ def test_the_common_recipe_names_every_field(config):
 @pytest.mark.parametrize(
     "section,key,value,message",
     [
-        ("augment", "brigthness", 1, r"key 'augment.brigthness'; did you mean 'augment.brightness'"),
+        (
+            "augment",
+            "brigthness",
+            1,
+            r"key 'augment.brigthness'; did you mean 'augment.brightness'",
+        ),
         ("optim", "learning_rat", 1, r"'optim.learning_rat'; did you mean 'optim.learning_rate'"),
         ("optim", "warmup_steps", 1, r"unknown config key 'optim.warmup_steps'"),
-        ("model", "widht", 1, r"no option 'widht'; did you mean 'width'"),
+        ("model", "widht", 1, r"option 'widht'; did you mean 'width'"),
         ("model", "name", "r3d_19", r"unknown model 'r3d_19'; did you mean 'r3d_1"),
-        ("model", "dtype", "float16", r"config.model.dtype='float16': take 'float32' or 'bfloat16'"),
+        (
+            "model",
+            "dtype",
+            "float16",
+            r"config.model.dtype='float16': take 'float32' or 'bfloat16'",
+        ),
         ("method", "name", "skd", r"unknown method 'skd'"),
         ("method", "temprature", 1, r"did you mean 'temperature'"),
         ("optim", "warmup", "two epochs", r"config.optim.warmup: 'two epochs' is no duration"),
         ("optim", "boundaries", ("x",), r"config.optim.boundaries: 'x' is no duration"),
         ("train", "eval_every", "1 day", r"config.train.eval_every: '1 day' is no duration"),
-        ("train", "duration", "0.01 epochs", r"config.train.duration='0.01 epochs' is less than one"),
+        (
+            "train",
+            "duration",
+            "0.01 epochs",
+            r"config.train.duration='0.01 epochs' is less than one",
+        ),
     ],
 )
 def test_mistakes_are_named(config, section, key, value, message):

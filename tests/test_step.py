@@ -6,8 +6,14 @@ import jax
 import numpy as np
 import optax
 import pytest
-from fakes import quick_compilation  # noqa: F401  a fixture
-from fakes import Linear, Normed, pixel_batch, softmax
+from fakes import (
+    Linear,
+    Normed,
+    pixel_batch,
+    quick_compilation,  # noqa: F401  a fixture
+    softmax,
+)
+
 from skd_jax import augment, methods, step
 from skd_jax.step import StepSettings
 
@@ -39,9 +45,7 @@ def test_one_update_of_a_linear_classifier():
     batch = pixel_batch()
     before = start(method, settings)
     after, metrics = compiled(method, settings)(before, batch)
-    clips = augment.train_clips(
-        batch["clips"], batch["size"], batch["flip"], batch["key"], CLASSIC
-    )
+    clips = augment.train_clips(batch["clips"], batch["size"], batch["flip"], batch["key"], CLASSIC)
     x = np.asarray(clips, np.float64).reshape(8, 2, -1)
     kernel = np.asarray(before.params["model"]["fc"]["kernel"], np.float64)
     error = softmax(x @ kernel) - np.eye(4)[batch["label"]][:, None]
@@ -71,9 +75,7 @@ def test_accumulation_updates_the_running_statistics_once_for_each_part():
     settings = StepSettings(10, accumulate=2)
     before = start(method, settings)
     after, _ = compiled(method, settings)(before, batch)
-    clips = augment.train_clips(
-        batch["clips"], batch["size"], batch["flip"], batch["key"], CLASSIC
-    )
+    clips = augment.train_clips(batch["clips"], batch["size"], batch["flip"], batch["key"], CLASSIC)
     stem = before.params["model"]["stem"]
     kernel, bias = np.asarray(stem["kernel"], np.float64), np.asarray(stem["bias"])
     x = np.asarray(clips).reshape(2, 4, -1) @ kernel + bias

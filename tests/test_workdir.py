@@ -3,6 +3,7 @@
 import copy
 
 import pytest
+
 from skd_jax import workdir
 from skd_jax.errors import UserError
 
@@ -57,7 +58,9 @@ def test_what_belongs_to_the_machine_may_change(tmp_path):
     assert workdir.read_config(tmp_path)["data"]["root"] == "here"
 
 
-@pytest.mark.parametrize("read,name", [(workdir.read_config, "config"), (workdir.read_data, "data")])
+@pytest.mark.parametrize(
+    "read,name", [(workdir.read_config, "config"), (workdir.read_data, "data")]
+)
 def test_a_folder_without_a_run(tmp_path, read, name):
     with pytest.raises(UserError, match=rf"holds no trained run \({name}.json is absent\)"):
         read(tmp_path / "none")

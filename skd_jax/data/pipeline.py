@@ -413,7 +413,7 @@ def _encoded(split, plans, pending, failures, stop) -> Iterator[tuple[np.ndarray
                 for i, video in enumerate(pool.map(_reader(split), plan.row, plan.frames)):
                     data[i] = video
                 yield data.reshape(-1, data.shape[-1]), plan.window.reshape(-1, 4)
-    except Exception as error:  # raised again where the batches are consumed
+    except Exception as error:  # noqa: BLE001, raised again where the batches are consumed
         failures.append(error)
 
 

@@ -38,14 +38,14 @@ MOTIONS = (
 
 MARKER = "synthetic.json"
 # Raised whenever the same settings would give other pixels, so that no old file is taken for new.
-_VERSION = 1
+_VERSION = 2
 
 # Per frame, as (lowest, highest); lengths as fractions of the frame's side.
 _MOVE = (1.2 / 64, 2.6 / 64)
-_TURN = (np.deg2rad(8.0), np.deg2rad(18.0))
-_ZOOM = (0.04, 0.08)  # in log scale
+_TURN = (np.deg2rad(6.0), np.deg2rad(13.0))
+_ZOOM = (0.03, 0.055)  # in log scale
 _DRIFT = (0.2 / 64, 0.8 / 64)  # of the background
-_RADIUS = (0.22, 0.44)  # largest radius of the object; below 0.5, or it would meet itself
+_RADIUS = (0.20, 0.48)  # largest radius of the object; below 0.5, or it would meet itself
 _DIRECTIONS = {
     "move_left": (-1, 0, 0, 0),
     "move_right": (1, 0, 0, 0),

@@ -284,7 +284,7 @@ def test_kinetics_official_rows(shared, tmp_path):
     table = shared / "annotations" / "kinetics600_val_head.csv"
     lines = table.read_text().splitlines()[1:]
     for line in lines[5:]:
-        label, video, start, end, _ = line.split(",")
+        _label, video, start, end, _ = line.split(",")
         touch(tmp_path, f"val/{video}_{int(start):06d}_{int(end):06d}.mp4")
     with pytest.raises(UserError, match="no training split.*Kinetics val csv"):
         build_index("kinetics", tmp_path, annotations=table)

@@ -4,11 +4,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from fakes import (
+    Linear,
+    Normed,
+    float_batch,
+    quick_compilation,  # noqa: F401  a fixture
+)
+
 from skd_jax import methods
 from skd_jax.errors import UserError
 from skd_jax.methods import base
-from fakes import quick_compilation  # noqa: F401  a fixture
-from fakes import Linear, Normed, float_batch
 
 VIEWS = float_batch(videos=5)["clips"]
 
@@ -43,7 +48,9 @@ def test_views_drop_out_differently_and_reproducibly():
     same = np.stack([VIEWS[:, 0]] * 2, axis=1)
 
     def logits(key):
-        outputs, _ = base.apply_views(model, variables, same, together=False, rng=jax.random.key(key))
+        outputs, _ = base.apply_views(
+            model, variables, same, together=False, rng=jax.random.key(key)
+        )
         return np.asarray(outputs.logits)
 
     first = logits(0)
@@ -91,7 +98,11 @@ def test_names_and_defaults():
     [
         ("skd_slr", {}, r"unknown method 'skd_slr'; did you mean 'skd_srl'\?"),
         ("zzz", {}, r"unknown method 'zzz'\. Known: skd_srl, supervised"),
-        ("skd_srl", {"temprature": 1}, r"method 'skd_srl': 'temprature'; did you mean 'temperature'\?"),
+        (
+            "skd_srl",
+            {"temprature": 1},
+            r"method 'skd_srl': 'temprature'; did you mean 'temperature'\?",
+        ),
         ("supervised", {"lambda_kd": 1}, "method 'supervised': 'lambda_kd'"),
     ],
 )

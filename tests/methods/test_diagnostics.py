@@ -3,8 +3,9 @@
 import jax
 import numpy as np
 import pytest
-from skd_jax.methods import diagnostics
 from fakes import cosine
+
+from skd_jax.methods import diagnostics
 
 RNG = np.random.default_rng(0)
 

@@ -6,11 +6,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from fakes import (
+    Linear,
+    Normed,
+    cosine,
+    float_batch,
+    kl,
+    log_softmax,
+    quick_compilation,  # noqa: F401  a fixture
+    softmax,
+    variables_of,
+)
+
 from skd_jax import methods
 from skd_jax.errors import UserError
 from skd_jax.models import heads
-from fakes import quick_compilation  # noqa: F401  a fixture
-from fakes import Linear, Normed, cosine, float_batch, kl, log_softmax, softmax, variables_of
 
 BATCH = float_batch()
 SMALL = {"projector_out": 8, "predictor_hidden": 5}
@@ -51,7 +61,9 @@ def expected(variables, together, predictor=True, hidden=None):
     """Logits, embeddings, z and p of both views and the new statistics, network by network."""
     variables = dict(variables)
     clips = BATCH["clips"]
-    inputs = [np.concatenate([clips[:, 0], clips[:, 1]])] if together else [clips[:, 0], clips[:, 1]]
+    inputs = (
+        [np.concatenate([clips[:, 0], clips[:, 1]])] if together else [clips[:, 0], clips[:, 1]]
+    )
     networks = {"model": Normed(), "projector": heads.Projector(8, hidden)}
     if predictor:
         networks["predictor"] = heads.Predictor(5)
@@ -117,8 +129,9 @@ def test_loss_and_statistics_follow_the_equations(options):
     assert {"embedding_std", "embedding_rank"} <= metrics.keys()
     assert state == {}
     assert stats.keys() == want_stats.keys() == variables["params"].keys()
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
-        stats, want_stats)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), stats, want_stats
+    )
 
 
 @pytest.mark.parametrize("stopped,scale_by_t2", [(True, False), (False, True)])
@@ -187,7 +200,7 @@ def test_target_projection_takes_no_gradient():
         stats = variables["batch_stats"]
         z = []
         for view in (0, 1):
-            out, up = Normed().apply(
+            out, _ = Normed().apply(
                 {"params": params["model"], "batch_stats": stats["model"]},
                 BATCH["clips"][:, view],
                 train=True,

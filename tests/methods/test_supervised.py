@@ -4,10 +4,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from fakes import (
+    Normed,
+    float_batch,
+    log_softmax,
+    quick_compilation,  # noqa: F401  a fixture
+    variables_of,
+)
+
 from skd_jax import methods
 from skd_jax.errors import UserError
-from fakes import quick_compilation  # noqa: F401  a fixture
-from fakes import Normed, float_batch, log_softmax, variables_of
 
 SPREAD = {"view_agreement", "view_cosine", "embedding_std", "embedding_rank"}
 
@@ -40,7 +46,9 @@ def test_loss_is_the_mean_cross_entropy_over_views(views, together):
     np.testing.assert_allclose(loss, want, rtol=1e-4)
     np.testing.assert_allclose(metrics["loss"], want, rtol=1e-4)
     np.testing.assert_allclose(metrics["top1"], (logits.argmax(-1) == labels).mean(), rtol=1e-6)
-    assert (metrics.keys() == {"loss", "top1"} | SPREAD) if views > 1 else not SPREAD & metrics.keys()
+    assert (
+        (metrics.keys() == {"loss", "top1"} | SPREAD) if views > 1 else not SPREAD & metrics.keys()
+    )
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
         stats,

@@ -90,8 +90,10 @@ def read_class_folders(
     notes = ()
     if stray:
         notes = (
-            f"{len(stray)} videos lie in no class folder of a split and are left out "
-            f"(first: {printable(stray[0])})",
+            (
+                f"{len(stray)} videos lie in no class folder of a split and are left out "
+                f"(first: {printable(stray[0])})"
+            ),
         )
     return Listing(
         tuple(sorted(classes)),

@@ -1,0 +1,104 @@
+"""The loop: what it does when the numbers go wrong, and the averaged weights."""
+
+import json
+
+import numpy as np
+import optax
+import pytest
+
+from skd_jax import checkpoint, metrics, train
+from skd_jax.augment import AugmentSettings
+from skd_jax.errors import UserError
+from skd_jax.methods.supervised import Supervised
+from tests import fakes
+
+SETTINGS = train.LoopSettings(
+    total_steps=8, clip_shape=(2, 8, 8, 3), log_every=2, eval_every=4, checkpoint_every=2
+)
+
+
+def batches(start: int = 0, videos: int = 8):
+    """Endless training batches, a function of the step."""
+    step = start
+    while True:
+        rng = np.random.default_rng(step)
+        yield {
+            "clips": rng.integers(0, 256, (videos, 1, 2, 8, 8, 3), dtype=np.uint8),
+            "size": np.full((videos, 1, 2), 8, np.int32),
+            "flip": np.zeros((videos, 1), bool),
+            "key": rng.integers(2**32, size=(videos, 2), dtype=np.uint32),
+            "label": np.arange(videos, dtype=np.int32) % 4,
+            "index": np.arange(videos, dtype=np.int32) + 100 * step,
+        }
+        step += 1
+
+
+def validation():
+    batch = next(batches(1000))
+    return [batch | {"mask": np.arange(8) < 6}]
+
+
+def names(rows):
+    return [f"video_{row}" for row in rows]
+
+
+def run(workdir, settings=SETTINGS, rate=0.1, data=None, log=lambda _: None):
+    data = data or train.Data(batches, validation, names)
+    return train.train(
+        Supervised(model=fakes.Normed(num_classes=4)),
+        optax.sgd(rate),
+        optax.constant_schedule(rate),
+        AugmentSettings(crop=8),
+        settings,
+        data,
+        workdir,
+        log,
+    )
+
+
+def test_not_finite_loss_stops_names_the_batch_and_keeps_the_last_good_checkpoint(tmp_path):
+    def poisoned(start):
+        for step, batch in enumerate(batches(start), start):
+            if step == 5:  # the sixth step: an empty window divides by zero
+                batch = batch | {"size": np.zeros_like(batch["size"])}
+            yield batch
+
+    with pytest.raises(UserError) as error:
+        run(tmp_path, data=train.Data(poisoned, validation, names))
+    assert "at step 6" in str(error.value)
+    assert "video_500" in str(error.value)
+    report = json.loads((tmp_path / "not_finite_step_6_process_0.json").read_text())
+    assert report["step"] == 6 and report["videos"] == [f"video_{500 + i}" for i in range(8)]
+    checkpoints = checkpoint.Checkpoints(tmp_path / "checkpoints")
+    assert checkpoints.steps()[-1] == 4
+    assert all(np.isfinite(value).all() for value in checkpoints.restore(4).values())
+
+
+def test_averaged_weights_are_evaluated_beside_the_raw_ones(tmp_path):
+    settings = train.LoopSettings(**(vars(SETTINGS) | {"ema_decay": 0.5}))
+    lines = []
+    assert run(tmp_path, settings, log=lines.append)
+    rows = [r for r in metrics.read_rows(tmp_path / "metrics.jsonl") if r["split"] == "validation"]
+    assert [row["step"] for row in rows] == [4, 8]
+    assert all({"top1", "loss", "ema_top1", "ema_loss"} <= row.keys() for row in rows)
+    assert any("averaged weights" in line for line in lines)
+    flat = checkpoint.Checkpoints(tmp_path / "checkpoints").restore(8)
+    raw, averaged = checkpoint.variables(flat), checkpoint.variables(flat, ema=True)
+    assert raw["params"].keys() == averaged["params"].keys() == {"model"}
+
+
+def test_a_finished_run_is_left_as_it_is(tmp_path):
+    assert run(tmp_path)
+    before = checkpoint.Checkpoints(tmp_path / "checkpoints").restore(8)
+    rows = (tmp_path / "metrics.jsonl").read_text()
+    assert run(tmp_path)
+    after = checkpoint.Checkpoints(tmp_path / "checkpoints").restore(8)
+    for name, value in before.items():
+        np.testing.assert_array_equal(after[name], value)
+    assert (tmp_path / "metrics.jsonl").read_text() == rows
+
+
+def test_without_validation_the_last_checkpoint_counts(tmp_path):
+    assert run(tmp_path, data=train.Data(batches, None, names))
+    checkpoints = checkpoint.Checkpoints(tmp_path / "checkpoints")
+    assert checkpoints.best() is None and checkpoints.steps() == [6, 8]
