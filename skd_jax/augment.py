@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+# Full float32: on accelerators the default would round pixels to fewer bits than they have.
+_EXACT = jax.lax.Precision.HIGHEST
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
 _RGB_TO_YIQ = np.array(
     [[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]], np.float32
@@ -173,16 +175,15 @@ def _train_clip(clip, size, flip, key, settings: AugmentSettings):
     pixels = _resample(clip, rows, columns)
     if settings.jitters or settings.grey_probability > 0:
         matrix, offset = colour_map(colour_key, pixels.mean(axis=(0, 1, 2)), settings)
-        pixels = jnp.clip(jnp.einsum("thwc,dc->thwd", pixels, matrix) + offset, 0.0, 255.0)
+        pixels = jnp.einsum("thwc,dc->thwd", pixels, matrix, precision=_EXACT) + offset
+        pixels = jnp.clip(pixels, 0.0, 255.0)
     return _normalise(pixels, settings)
 
 
 def _resample(clip, rows, columns):
-    # Full float32: on accelerators the default would round pixels to fewer bits than they have.
-    exact = jax.lax.Precision.HIGHEST
     pixels = clip.astype(jnp.float32)
-    pixels = jnp.einsum("oh,thwc->towc", rows, pixels, precision=exact)
-    return jnp.einsum("pw,towc->topc", columns, pixels, precision=exact)
+    pixels = jnp.einsum("oh,thwc->towc", rows, pixels, precision=_EXACT)
+    return jnp.einsum("pw,towc->topc", columns, pixels, precision=_EXACT)
 
 
 def _normalise(pixels, settings: AugmentSettings):

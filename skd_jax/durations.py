@@ -12,15 +12,16 @@ def steps(duration: int | str, steps_per_epoch: float, key: str = "duration") ->
       key: config key that the duration came from, for the error.
 
     Raises:
-      UserError: the text is neither steps nor epochs.
+      UserError: the text is neither steps nor epochs, or the number is negative.
     """
     try:
-        if isinstance(duration, int):
-            return duration
-        number, unit = duration.split() if " " in duration.strip() else (duration, "steps")
+        number, unit = (*str(duration).split(), "steps")[:2]
         scale = {"step": 1, "steps": 1, "epoch": steps_per_epoch, "epochs": steps_per_epoch}[unit]
-        return round(float(number) * scale)
-    except (KeyError, ValueError, OverflowError, AttributeError):
+        length = round(float(number) * scale)
+        if length < 0:
+            raise ValueError("negative")
+        return length
+    except (KeyError, ValueError, OverflowError):
         raise UserError(
             f"config.{key}: {duration!r} is no duration; write e.g. '500 steps' or '25 epochs'"
         ) from None

@@ -41,9 +41,11 @@ def score(
       batches: padded and masked; each process passes its part, all the same number of batches.
 
     Raises:
-      ValueError: a video came twice.
+      ValueError: a video came twice, or none came.
     """
     parts = [replicas.get(run(variables, replicas.shard(batch))) for batch in batches]
+    if not parts:
+        raise ValueError("there are no videos to evaluate")
     joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     kept = joined["mask"]
     index, order = np.unique(joined["index"][kept], return_index=True)

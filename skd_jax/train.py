@@ -98,6 +98,7 @@ def train(
 
     Raises:
       UserError: the loss is not finite, or a checkpoint does not fit, cannot be read or written.
+      ValueError: the training batches end too early.
     """
     step_settings = step.StepSettings(
         settings.total_steps, settings.seed, settings.accumulate, settings.ema_decay
@@ -152,7 +153,9 @@ def train(
             log("compiling the training step (up to some minutes for a large model)")
         batches = parallel.prefetch(steps.timed(data.train(first)), replicas.shard)
         for number in range(first + 1, settings.total_steps + 1):
-            host_batch, device_batch = next(batches)
+            host_batch, device_batch = next(batches, (None, None))
+            if host_batch is None:
+                raise ValueError(f"the training batches ended before step {number}")
             state, values = train_step(state, device_batch)
             steps.add(number, values, host_batch["index"])
             compiling = number == first + 1
@@ -207,8 +210,10 @@ class _Steps:
         """The same batches; counts the time spent waiting for them."""
         while True:
             start = time.monotonic()
-            batch = next(batches)
+            batch = next(batches, None)
             self._waited += time.monotonic() - start
+            if batch is None:
+                return
             yield batch
 
     def add(self, number: int, values: PyTree, index: np.ndarray) -> None:

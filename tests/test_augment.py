@@ -7,14 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from fakes import (
-    pixel_batch,
-    quick_compilation,  # noqa: F401  a fixture
-)
 from scipy import ndimage
 
 from skd_jax import augment
 from skd_jax.augment import AugmentSettings
+from tests.fakes import (
+    pixel_batch,
+    quick_compilation,  # noqa: F401  a fixture
+)
 
 PLAIN = AugmentSettings(crop=8, mean=(0, 0, 0), std=(1 / 255,) * 3)  # leaves pixels in 0..255
 COLOURS = dataclasses.replace(

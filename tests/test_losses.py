@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from absl.testing import parameterized
-from fakes import cosine, kl, log_softmax, softmax
 
 from skd_jax import losses
+from tests.fakes import cosine, kl, log_softmax, softmax
 
 RNG = np.random.default_rng(0)
 STUDENT, TEACHER = (3 * RNG.normal(size=(2, 5, 7))).astype(np.float32)

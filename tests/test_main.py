@@ -60,7 +60,6 @@ def test_training_leaves_results_and_says_where(trained):
         assert (workdir / name).read_bytes().startswith(b"\x89PNG"), name
     for words in (
         "preparing",
-        "ETA",
         "validation top-1",
         str(workdir / "results.json"),
         "--mode=predict",

@@ -14,7 +14,10 @@ import jax
 import numpy as np
 import optax
 import pytest
-from fakes import (
+
+from skd_jax import augment, checkpoint, evaluate, losses, methods, parallel, step
+from skd_jax.errors import UserError
+from tests.fakes import (
     Normed,
     cosine,
     kl,
@@ -22,9 +25,6 @@ from fakes import (
     pixel_batch,
     quick_compilation,  # noqa: F401  a fixture
 )
-
-from skd_jax import augment, checkpoint, evaluate, losses, methods, parallel, step
-from skd_jax.errors import UserError
 
 LOGITS = np.random.default_rng(0).normal(size=(3, 8, 5)).astype(np.float32)
 LABELS = np.arange(8) % 5

@@ -6,16 +6,16 @@ import jax
 import numpy as np
 import optax
 import pytest
-from fakes import (
+
+from skd_jax import augment, methods, step
+from skd_jax.step import StepSettings
+from tests.fakes import (
     Linear,
     Normed,
     pixel_batch,
     quick_compilation,  # noqa: F401  a fixture
     softmax,
 )
-
-from skd_jax import augment, methods, step
-from skd_jax.step import StepSettings
 
 CLASSIC = augment.AugmentSettings(crop=4)
 JITTERED = augment.AugmentSettings(crop=4, brightness=0.4)

@@ -20,7 +20,7 @@ _VALUES = {
     "clips.frames": 4,
     "model.width": 0.0625,
     "method.projector_out": 16,
-    "method.predictor_hidden": 8,
+    "method.predictor_hidden": 32,
     "optim.warmup": "1 steps",
     "train.batch_size": 8,
     "train.duration": "60 steps",

@@ -69,7 +69,15 @@ class Predictor(nn.Module):
         hidden = max(1, features // 4) if self.hidden is None else self.hidden
         x = _linear(self, hidden, "fc1", use_bias=False)(x)
         x = nn.relu(_norm(self, "bn1", train)(x))
-        return _linear(self, features, "fc2", use_bias=True)(x).astype(jnp.float32)
+        # As PyTorch: from zero, an example whose hidden units are all off would predict the zero
+        # vector, and the cosine's gradient there is finite but huge.
+        bound = hidden**-0.5
+
+        def bias_init(key, shape, dtype):
+            return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+        x = _linear(self, features, "fc2", use_bias=True, bias_init=bias_init)(x)
+        return x.astype(jnp.float32)
 
 
 def _check(x: jax.Array) -> None:
@@ -77,13 +85,14 @@ def _check(x: jax.Array) -> None:
         raise ValueError(f"a head takes embeddings of shape (B, D); got shape {x.shape}")
 
 
-def _linear(head: nn.Module, features: int, name: str, use_bias: bool) -> nn.Dense:
+def _linear(head: nn.Module, features: int, name: str, use_bias: bool, **options) -> nn.Dense:
     return nn.Dense(
         features,
         use_bias=use_bias,
         dtype=jnp.dtype(head.dtype),
         kernel_init=torch_linear_init,
         name=name,
+        **options,
     )
 
 

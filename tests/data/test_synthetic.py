@@ -183,7 +183,12 @@ def test_a_motion_is_its_opposite_played_backwards(motion):
     """With the same start and speed, the two differ in the sign of what they add per frame."""
     forth, back = trajectories(motion, 50), trajectories(OPPOSITE[motion], 50)
     moving = []
-    for name, period in (("x", 1.0), ("y", 1.0), ("angle", 2 * np.pi), ("radius", np.log(0.48 / 0.20))):
+    for name, period in (
+        ("x", 1.0),
+        ("y", 1.0),
+        ("angle", 2 * np.pi),
+        ("radius", np.log(0.48 / 0.20)),
+    ):
         a, b = (np.log(p[name]) if name == "radius" else p[name] for p in (forth, back))
         np.testing.assert_array_equal(a[:, 0], b[:, 0])
         ahead, behind = (around(np.diff(path, axis=1), period) for path in (a, b))

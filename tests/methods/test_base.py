@@ -4,16 +4,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from fakes import (
+
+from skd_jax import methods
+from skd_jax.errors import UserError
+from skd_jax.methods import base
+from tests.fakes import (
     Linear,
     Normed,
     float_batch,
     quick_compilation,  # noqa: F401  a fixture
 )
-
-from skd_jax import methods
-from skd_jax.errors import UserError
-from skd_jax.methods import base
 
 VIEWS = float_batch(videos=5)["clips"]
 

@@ -3,9 +3,9 @@
 import jax
 import numpy as np
 import pytest
-from fakes import cosine
 
 from skd_jax.methods import diagnostics
+from tests.fakes import cosine
 
 RNG = np.random.default_rng(0)
 

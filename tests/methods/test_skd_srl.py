@@ -6,7 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from fakes import (
+
+from skd_jax import methods
+from skd_jax.errors import UserError
+from skd_jax.models import heads
+from tests.fakes import (
     Linear,
     Normed,
     cosine,
@@ -17,10 +21,6 @@ from fakes import (
     softmax,
     variables_of,
 )
-
-from skd_jax import methods
-from skd_jax.errors import UserError
-from skd_jax.models import heads
 
 BATCH = float_batch()
 SMALL = {"projector_out": 8, "predictor_hidden": 5}

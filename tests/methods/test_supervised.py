@@ -4,16 +4,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from fakes import (
+
+from skd_jax import methods
+from skd_jax.errors import UserError
+from tests.fakes import (
     Normed,
     float_batch,
     log_softmax,
     quick_compilation,  # noqa: F401  a fixture
     variables_of,
 )
-
-from skd_jax import methods
-from skd_jax.errors import UserError
 
 SPREAD = {"view_agreement", "view_cosine", "embedding_std", "embedding_rank"}
 
