@@ -9,6 +9,8 @@ What stands behind the colon names the method; every value of the config can be 
 --config.section.key=VALUE.
 """
 
+import difflib
+import itertools
 import os
 import sys
 import traceback
@@ -68,6 +70,10 @@ def main(argv: list[str]) -> None:
 
 
 def _parse(argv: list[str]) -> list[str]:
+    for argument, following in itertools.pairwise([*argv, ""]):
+        name, _, value = argument.partition("=")
+        if name in ("-config", "--config"):
+            _check_config_file((value or following).partition(":")[0])
     try:
         return app.parse_flags_with_usage(argv)
     except (AttributeError, KeyError) as error:
@@ -75,6 +81,14 @@ def _parse(argv: list[str]) -> list[str]:
             raise
         words = str(error).replace("\\n", " ").replace("\\", "").replace("'", "").replace("\n", " ")
         raise UserError(f"no such config key: {words.strip()}") from None
+
+
+def _check_config_file(name: str) -> None:
+    if not Path(name).is_file():
+        there = sorted(str(p) for p in Path(name).parent.glob("*.py") if p.stem != "__init__")
+        near = difflib.get_close_matches(name, there, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there: {', '.join(there) or 'none'}"
+        raise UserError(f"no config file {name!r}; {hint}")
 
 
 def run() -> None:

@@ -150,9 +150,11 @@ def test_predict_reports_a_bad_file_and_goes_on(trained, folder, cache, tmp_path
 @pytest.mark.parametrize("replicas", ["pmap", "shard_map"])
 def test_two_processes_agree_with_one(folder, cache, trained, replicas):
     """A real two-process run of the demo: the same parameters within float tolerance."""
-    length = {"train__duration": "6 steps", "train__checkpoint_every": "3 steps"}
+    # SGD: Adam divides by small second moments, which makes rounding errors large.
+    changes = {"train__duration": "6 steps", "train__log_every": 1}
+    changes |= {"optim__name": "sgd", "optim__learning_rate": 0.02, "train__replicas": replicas}
     alone = folder / f"alone_{replicas}"
-    arguments = tiny.arguments(folder, train__replicas=replicas, **length)
+    arguments = tiny.arguments(folder, **changes)
     status, output = tiny.run(f"--workdir={alone}", *arguments, **cache)
     assert status == 0, output
 
@@ -174,7 +176,9 @@ def test_two_processes_agree_with_one(folder, cache, trained, replicas):
     assert [process.returncode for process in processes] == [0, 0], "\n".join(outputs)
     expected, found = final_state(alone), final_state(together)
     for name, value in expected.items():
-        np.testing.assert_allclose(found[name], value, rtol=1e-3, atol=2e-5, err_msg=name)
+        np.testing.assert_allclose(found[name], value, rtol=1e-3, atol=1e-4, err_msg=name)
+    for one, two in zip(metrics_rows(alone), metrics_rows(together), strict=True):
+        assert one["loss"] == pytest.approx(two["loss"], rel=1e-3), one["step"]
     first, second = (tiny.read(w / "results.json") for w in (alone, together))
     assert first["videos"] == second["videos"]
     assert first["loss"] == pytest.approx(second["loss"], rel=1e-3)
