@@ -10,6 +10,7 @@ What stands behind the colon names the method; every value of the config can be 
 """
 
 import difflib
+import errno
 import itertools
 import os
 import sys
@@ -57,9 +58,12 @@ def main(argv: list[str]) -> None:
         raise UserError(f"--mode={mode} needs --config, such as --config=configs/demo.py")
     if mode != "prepare" and not _WORKDIR.value:
         raise UserError(f"--mode={mode} needs --workdir=FOLDER")
+    _refuse_idle_flags(mode)
     if mode == "prepare":
         modes.run_prepare(_CONFIG.value.to_dict(), log)
         return
+    if "://" in _WORKDIR.value:
+        raise UserError(f"--workdir={_WORKDIR.value}: a workdir is a folder of this machine")
     folder = Path(_WORKDIR.value)
     if mode == "train":
         modes.run_train(_CONFIG.value.to_dict(), folder, log)
@@ -67,6 +71,18 @@ def main(argv: list[str]) -> None:
         modes.run_evaluate(folder, _SPLIT.value, log)
     else:
         predict.run_predict(folder, inputs, Path(_OUTPUT.value) if _OUTPUT.value else None, log)
+
+
+def _refuse_idle_flags(mode: str) -> None:
+    idle = {
+        "config": mode in ("evaluate", "predict") and _CONFIG.value is not None,
+        "split": mode != "evaluate" and bool(_SPLIT.value),
+        "output": mode != "predict" and bool(_OUTPUT.value),
+        "workdir": mode == "prepare" and _WORKDIR.value is not None,
+    }
+    for name in (name for name, given in idle.items() if given):
+        hint = "; the workdir's own config is used" if name == "config" else ""
+        raise UserError(f"--{name} has no effect with --mode={mode}{hint}. Leave it out")
 
 
 def _parse(argv: list[str]) -> list[str]:
@@ -98,6 +114,16 @@ def run() -> None:
         app.run(main, flags_parser=_parse)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            raise
+        where = f" ({error.filename})" if error.filename else ""
+        print(
+            f"error: cannot write: {error.strerror}{where}. What was saved before is whole; make "
+            "room or take another folder and run the same command again",
+            file=sys.stderr,
+        )
         sys.exit(2)
 
 

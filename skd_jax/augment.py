@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from skd_jax.errors import UserError
+
 # Full float32: on accelerators the default would round pixels to fewer bits than they have.
 _EXACT = jax.lax.Precision.HIGHEST
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
@@ -34,6 +36,9 @@ class AugmentSettings:
       grey_probability: of removing the colour.
       blur_probability: of a Gaussian blur.
       blur_sigma: its standard deviation is drawn from this range, in output pixels.
+
+    Raises:
+      UserError: a value out of range.
     """
 
     crop: int = 112
@@ -47,6 +52,18 @@ class AugmentSettings:
     grey_probability: float = 0.0
     blur_probability: float = 0.0
     blur_sigma: tuple[float, float] = (0.1, 2.0)
+
+    def __post_init__(self):
+        if self.crop < 1:
+            raise UserError(f"config.augment.crop is {self.crop}; take 1 or more")
+        for name in ("jitter_probability", "grey_probability", "blur_probability"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise UserError(
+                    f"config.augment.{name} is {getattr(self, name)}; take one in [0, 1]"
+                )
+        for name in ("brightness", "contrast", "saturation", "hue"):
+            if getattr(self, name) < 0:
+                raise UserError(f"config.augment.{name} is {getattr(self, name)}; take 0 or more")
 
     @property
     def jitters(self) -> bool:

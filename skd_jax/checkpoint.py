@@ -18,6 +18,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
+from skd_jax import parallel
 from skd_jax.errors import UserError
 
 PyTree = Any
@@ -91,13 +92,12 @@ class Checkpoints:
         return sorted(self._manager.all_steps())
 
     def best(self) -> tuple[int, dict[str, float]] | None:
-        """Step and validation metrics of the best checkpoint, None if none was evaluated."""
-        ranked = []
-        for step in self.steps():
-            metrics = self._manager.metrics(step)
-            if metrics:
-                ranked.append((rank(metrics), step, dict(metrics)))
-        return max(ranked, key=lambda entry: entry[:2])[1:] if ranked else None
+        """Step and validation metrics of the best checkpoint, None if none was evaluated.
+
+        Waits for a checkpoint under way, so that the answer does not depend on timing.
+        """
+        ranked = self._ranked()
+        return ranked[0] if ranked else None
 
     def restore(self, step: int) -> dict[str, np.ndarray]:
         """The flat state of one checkpoint.
@@ -122,27 +122,29 @@ class Checkpoints:
           UserError: there are checkpoints, but none can be read.
         """
         steps = self.steps()
-        unreadable = []
-        for step in reversed(steps):
-            try:
-                flat = self._read(step)
-            except Exception as error:  # noqa: BLE001  Orbax and TensorStore raise many kinds
-                self._log(
-                    f"warning: checkpoint {self._directory}/{step} is unreadable "
-                    f"({_first_line(error)}); falling back to the one before"
-                )
-                unreadable.append(step)
-                continue
-            # Only now: with nothing to fall back to, the next run must not start again unasked.
-            for broken in unreadable:
-                self._set_aside(broken)
-            return step, flat
-        if steps:
-            raise UserError(
-                f"{self._directory}: none of the checkpoints {steps} can be read; "
-                "restore them from a backup, or start again with another --workdir"
-            )
-        return None
+        if not steps:
+            return None
+        step, flat, unreadable = self._first_readable(steps[::-1], "the one before")
+        # Only now: with nothing to fall back to, the next run must not start again unasked.
+        for broken in unreadable:
+            self._set_aside(broken)
+        return step, flat
+
+    def restore_best(self) -> tuple[int, dict[str, np.ndarray], dict[str, float] | None] | None:
+        """Step, flat state and validation metrics of the best readable checkpoint.
+
+        Without validation metrics it is the newest; None where there is no checkpoint. An unreadable one is
+        named in the log, left where it is, and the next best taken.
+
+        Raises:
+          UserError: there are checkpoints, but none can be read.
+        """
+        ranked = dict(self._ranked())
+        order = [*ranked, *(step for step in self.steps()[::-1] if step not in ranked)]
+        if not order:
+            return None
+        step, flat, _ = self._first_readable(order, "the next best")
+        return step, flat, ranked.get(step)
 
     def wait(self) -> None:
         """Waits until what was saved is on disk.
@@ -158,6 +160,30 @@ class Checkpoints:
         self.wait()
         self._manager.close()
 
+    def _ranked(self) -> list[tuple[int, dict[str, float]]]:
+        self.wait()
+        evaluated = [(step, self._manager.metrics(step)) for step in self.steps()]
+        evaluated = [(step, dict(metrics)) for step, metrics in evaluated if metrics]
+        return sorted(evaluated, key=lambda entry: (rank(entry[1]), entry[0]), reverse=True)
+
+    def _first_readable(
+        self, order: list[int], instead: str
+    ) -> tuple[int, dict[str, np.ndarray], list[int]]:
+        unreadable = []
+        for step in order:
+            try:
+                return step, self._read(step), unreadable
+            except Exception as error:  # noqa: BLE001  Orbax and TensorStore raise many kinds
+                self._log(
+                    f"warning: checkpoint {self._directory}/{step} is unreadable "
+                    f"({_first_line(error)}); falling back to {instead}"
+                )
+                unreadable.append(step)
+        raise UserError(
+            f"{self._directory}: none of the checkpoints {sorted(order)} can be read; "
+            "restore them from a backup, or start again with another --workdir"
+        )
+
     def _read(self, step: int) -> dict[str, np.ndarray]:
         saved = self._manager.item_metadata(step)
         as_numpy = jax.tree.map(
@@ -168,6 +194,9 @@ class Checkpoints:
     def _drop_damaged_metrics(self) -> None:
         # The manager reads all of them when it opens, and would fail at one cut by a crash of the
         # machine. Without them the state is still there, only not ranked.
+        if jax.process_index() > 0:  # one process renames, the others wait for it
+            parallel.barrier("checkpoint metrics checked")
+            return
         for path in epath.Path(self._directory).glob("*/metrics/metrics"):
             try:
                 json.loads(path.read_text())
@@ -177,11 +206,13 @@ class Checkpoints:
                     "the checkpoint counts as not evaluated"
                 )
                 path.rename(path.with_name("metrics.unreadable"))
+        parallel.barrier("checkpoint metrics checked")
 
     def _set_aside(self, step: int) -> None:
         if jax.process_index() == 0:
             folder = epath.Path(self._directory) / str(step)
             folder.rename(folder.with_name(f"unreadable-{step}"))
+        parallel.barrier(f"checkpoint {step} set aside")
         self._manager.reload()
 
     def _naming_failures(self):

@@ -1,6 +1,7 @@
 """The classifier that a trained workdir holds."""
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -46,24 +47,27 @@ class Trained:
         return sum(x.size for x in jax.tree.leaves(self.variables["params"]["model"]))
 
 
-def load(folder: Path) -> Trained:
+def load(folder: Path, log: Callable[[str], None] = print) -> Trained:
     """The best checkpoint by validation, or the last where there was no validation split.
+
+    Args:
+      folder: the workdir.
+      log: takes one line of text, such as that a checkpoint is unreadable and the next best taken.
 
     Raises:
       UserError: nothing was trained there, or the checkpoint cannot be read or does not fit its config.
     """
     config, data = workdir.read_config(folder), workdir.read_data(folder)
     method = settings.method(config, len(data["class_names"]))
-    checkpoints = checkpoint.Checkpoints(folder / "checkpoints")
-    best = checkpoints.best()
-    if best is not None:
-        step, metrics = best
-        selection = f"best validation top-1 ({metrics['top1']:.4f})"
-    elif checkpoints.steps():
-        step, selection = checkpoints.steps()[-1], "last checkpoint (no validation split)"
-    else:
+    checkpoints = checkpoint.Checkpoints(folder / workdir.CHECKPOINTS, log=log)
+    restored = checkpoints.restore_best()
+    if restored is None:
         raise UserError(f"{folder} holds no finished checkpoint yet; train first")
-    flat = checkpoints.restore(step)
+    step, flat, metrics = restored
+    if metrics:
+        selection = f"best validation top-1 ({metrics['top1']:.4f})"
+    else:
+        selection = "last checkpoint (no validation split)"
     checkpoints.close()
     raw = checkpoint.variables(flat)
     averaged = checkpoint.variables(flat, ema=True)

@@ -12,7 +12,7 @@ from etils import epath
 from skd_jax import parallel, settings, train
 from skd_jax.data import index as index_lib
 from skd_jax.data import pipeline, prepare, prepared, synthetic
-from skd_jax.data.clips import ClipSettings, short_video_share
+from skd_jax.data.clips import short_video_share
 from skd_jax.errors import UserError
 
 Config = Mapping[str, Any]
@@ -36,8 +36,7 @@ def ensure_prepared(config: Config, log: Callable[[str], None]) -> str | None:
     data = config["data"]
     if not data["root"]:
         if data["prepared"]:  # the videos themselves are no longer needed
-            prepared.load_info(data["prepared"])
-            return os.fspath(epath.Path(data["prepared"]))
+            return _as_configured(_absolute(data["prepared"]), data)
         raise UserError(
             "config.data.root is not set; add --config.data.root=FOLDER, where the videos are "
             "(or --config.data.prepared=FOLDER, an already prepared data set)"
@@ -55,7 +54,7 @@ def ensure_prepared(config: Config, log: Callable[[str], None]) -> str | None:
         data["root"],
         annotations=data["annotations"] or None,
         split=data["split"],
-        classes=tuple(name.strip() for name in data["classes"].split(",") if name.strip()),
+        classes=_class_names(data),
         validation_fraction=data["validation_fraction"],
         test_fraction=data["test_fraction"],
         seed=data["seed"],
@@ -68,7 +67,7 @@ def ensure_prepared(config: Config, log: Callable[[str], None]) -> str | None:
         workers=data["workers"],
     )
     name = f"{data['name']}-{prepare.fingerprint(index, storage)[:12]}"
-    folder = epath.Path(data["prepared"] or Path("prepared", name).absolute())
+    folder = epath.Path(_absolute(data["prepared"] or os.path.join("prepared", name)))
     complete = True
     if jax.process_index() == 0:
         for note in index.notes:
@@ -76,6 +75,36 @@ def ensure_prepared(config: Config, log: Callable[[str], None]) -> str | None:
         complete = prepare.prepare(index, folder, storage, shards=data["shards"] or None, log=log)
     parallel.barrier("data prepared")
     return os.fspath(folder) if complete else None
+
+
+def _absolute(folder: str) -> str:
+    return folder if "://" in folder else os.path.abspath(folder)
+
+
+def _as_configured(folder: str, data: Config) -> str:
+    """The folder, if it holds a complete data set stored as the config says."""
+    try:
+        info = prepared.load_info(folder)
+    except UserError as error:
+        raise UserError(f"{error}, with --config.data.root=FOLDER, where the videos are") from None
+    stored = info["settings"] | {"name": info["name"], "max_fps": info["settings"]["max_fps"] or 0}
+    wrong = [
+        f"{key} is {stored[key]} there, {data[key]} in the config"
+        for key in ("name", "frame_size", "max_fps", "jpeg_quality")
+        if stored[key] != data[key]
+    ]
+    if data["classes"] and sorted(_class_names(data)) != sorted(info["class_names"]):
+        wrong.append(f"its classes are {', '.join(info['class_names'])}")
+    if wrong:
+        raise UserError(
+            f"{folder} was prepared otherwise: {'; '.join(wrong)}. Set these config.data values to "
+            "what is there, or set config.data.root to prepare anew"
+        )
+    return folder
+
+
+def _class_names(data: Config) -> tuple[str, ...]:
+    return tuple(name.strip() for name in data["classes"].split(",") if name.strip())
 
 
 def describe(folder: str) -> dict[str, Any]:
@@ -100,9 +129,7 @@ def loop_data(config: Config, folder: str, views: int, log: Callable[[str], None
       log: takes one line of text.
     """
     split = prepared.load_split(folder, "train")
-    clips = settings.dataclass_from(
-        ClipSettings, config["clips"], "clips", views=views, canvas=config["data"]["frame_size"]
-    )
+    clips = settings.clips(config, views)
     short = short_video_share(split, clips)
     if short:
         log(f"note: {short:.0%} of the training videos are shorter than a clip and loop")
@@ -137,23 +164,12 @@ def eval_batches(
         stride=config["clips"]["stride"],
         clips=clips,
         crops=crops,
-        fraction=crop_fraction(config),
+        fraction=settings.crop_fraction(config),
         canvas=config["data"]["frame_size"],
-        batch_size=config["eval"]["batch_size"],
+        batch_size=parallel.divisible(config["eval"]["batch_size"]),
         threads=config["train"]["threads"] or None,
         **_process(),
     )
-
-
-def crop_fraction(config: Config) -> float:
-    """Side of a test crop as a share of the stored short side: 112 pixels of 128, say."""
-    crop, stored = config["augment"]["crop"], config["data"]["frame_size"]
-    if crop > stored:
-        raise UserError(
-            f"config.augment.crop={crop} is larger than config.data.frame_size={stored}; "
-            f"frames of about {round(crop * 8 / 7)} leave room for cropping"
-        )
-    return crop / stored
 
 
 def _process() -> dict[str, int]:

@@ -15,7 +15,8 @@ def steps(duration: int | str, steps_per_epoch: float, key: str = "duration") ->
       UserError: the text is neither steps nor epochs, or the number is negative.
     """
     try:
-        number, unit = (*str(duration).split(), "steps")[:2]
+        words = str(duration).split() if isinstance(duration, int | str) else []
+        number, unit = words if len(words) == 2 else (*words, "steps")
         scale = {"step": 1, "steps": 1, "epoch": steps_per_epoch, "epochs": steps_per_epoch}[unit]
         length = round(float(number) * scale)
         if length < 0:

@@ -23,7 +23,8 @@ def cross_entropy(
 
     Args:
       logits: (B, K) floats.
-      labels: (B,) integer class ids, or (B, K) probabilities.
+      labels: (B,) integer class ids in [0, K), or (B, K) probabilities. An id outside has no class to
+        be compared with, and its loss is 0.
       label_smoothing: e in [0, 1).
 
     Returns:

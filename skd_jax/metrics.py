@@ -9,8 +9,8 @@ from pathlib import Path
 from tensorboard.compat.proto import event_pb2, summary_pb2
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-# Spread of a healthy embedding is near 1, of a constant one 0; below this share of the unit sphere's
-# spread the views agree because there is nothing left to tell apart.
+# Directions spread evenly over the sphere have a spread of 1, features after a ReLU about 0.5, a
+# constant 0: below this the views agree because there is nothing left to tell apart.
 COLLAPSED_STD = 0.1
 
 
@@ -19,7 +19,7 @@ class MetricsWriter:
 
     Args:
       folder: the workdir.
-      first_step: rows of this step and later are dropped: a resumed run writes them again.
+      first_step: rows after this step are dropped: a resumed run writes them again.
       active: False writes nothing (all processes but the first).
     """
 
@@ -71,12 +71,13 @@ def read_rows(path: Path) -> list[dict]:
 
 
 def collapse_warning(values: Mapping[str, float]) -> str | None:
-    """A line of warning if the embedding has collapsed to a point, else None."""
-    spread = values.get("embedding_std")
-    if spread is None or not math.isfinite(spread) or spread >= COLLAPSED_STD:
-        return None
-    return (
-        f"warning: the embedding collapses: its features' spread is {spread:.3f} of 1/sqrt(D) "
-        "(healthy: near 1). Keep the predictor and the stop-gradient, or lower method.lambda_sim "
-        "or the learning rate"
-    )
+    """A line of warning if embedding or projection has collapsed to a point, else None."""
+    for name in ("embedding", "projection"):
+        spread = values.get(f"{name}_std")
+        if spread is not None and math.isfinite(spread) and spread < COLLAPSED_STD:
+            return (
+                f"warning: the {name} collapses: the spread of its features is {spread:.3f} of "
+                "1/sqrt(D) (a constant has 0, even directions 1). Keep the predictor and the "
+                "stop-gradient, or lower method.lambda_sim or the learning rate"
+            )
+    return None

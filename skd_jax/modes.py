@@ -1,5 +1,6 @@
 """What `main.py --mode=...` does, one function a mode."""
 
+import contextlib
 import functools
 import importlib.metadata
 import platform
@@ -31,7 +32,11 @@ Log = Callable[[str], None]
 
 
 def run_prepare(config: Config, log: Log) -> None:
-    """Prepares the data set of a config."""
+    """Prepares the data set of a config.
+
+    Raises:
+      UserError: as `datasets.ensure_prepared`.
+    """
     folder = datasets.ensure_prepared(config, log)
     if folder is not None:
         log(f"prepared data: {folder}")
@@ -43,11 +48,9 @@ def run_train(config: Config, folder: Path, log: Log) -> None:
     Raises:
       UserError: whatever the user can mend; see `train.train`, `prepare`, `workdir.claim`.
     """
-    batch_size, accumulate = config["train"]["batch_size"], config["train"]["accumulate"]
-    parallel.check_batch_size(batch_size, accumulate)
-    parallel.check_batch_size(config["eval"]["batch_size"], key="eval.batch_size")
-    datasets.crop_fraction(config)
-    settings.method(config, 1)  # a mistyped name should not wait for the data
+    settings.check(config)
+    batch_size = config["train"]["batch_size"]
+    parallel.check_batch_size(batch_size, config["train"]["accumulate"])
     if jax.process_index() == 0:
         workdir.claim(folder, config)
     parallel.barrier("workdir claimed")
@@ -82,7 +85,9 @@ def run_train(config: Config, folder: Path, log: Log) -> None:
         folder,
         log,
     )
-    if finished:
+    if finished and _default_split(data) is None:
+        log(f"trained: {folder}; there is no test or validation split to evaluate on")
+    elif finished:
         run_evaluate(folder, "", log)
 
 
@@ -96,8 +101,11 @@ def run_evaluate(folder: Path, split_name: str, log: Log) -> dict[str, Any]:
 
     Returns:
       What results.json holds.
+
+    Raises:
+      UserError: nothing was trained there, there is no such split, or the data has changed.
     """
-    trained = classifier.load(folder)
+    trained = classifier.load(folder, log)
     config, data = trained.config, trained.data
     data_folder = data["prepared"]
     info = datasets.describe(data_folder)
@@ -107,8 +115,12 @@ def run_evaluate(folder: Path, split_name: str, log: Log) -> dict[str, Any]:
             f"{folder} was trained on ({data['fingerprint'][:12]})"
         )
     split_name = split_name or _default_split(data)
+    if split_name is None:
+        raise UserError(
+            f"{data_folder} has neither a test nor a validation split to evaluate on; add a test/ "
+            "or val/ folder, or set config.data.test_fraction"
+        )
     split = prepared.load_split(data_folder, split_name)
-    parallel.check_batch_size(config["eval"]["batch_size"], key="eval.batch_size")
     replicas = parallel.create(config["train"]["replicas"])
     run = replicas.evaluate(
         functools.partial(
@@ -149,14 +161,8 @@ def run_evaluate(folder: Path, split_name: str, log: Log) -> dict[str, Any]:
     return results
 
 
-def _default_split(data: dict[str, Any]) -> str:
-    for name in ("test", "validation"):
-        if name in data["splits"]:
-            return name
-    raise UserError(
-        f"{data['prepared']} has neither a test nor a validation split to evaluate on; add a test/ "
-        "or val/ folder, or set config.data.test_fraction"
-    )
+def _default_split(data: dict[str, Any]) -> str | None:
+    return next((name for name in ("test", "validation") if name in data["splits"]), None)
 
 
 def _report(folder: Path, results: dict[str, Any], class_names: tuple[str, ...], log: Log) -> None:
@@ -205,6 +211,9 @@ def _record(folder: Path, data: dict[str, Any]) -> None:
 
 def _versions() -> dict[str, str]:
     packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tensorflow", "av")
-    return {"python": platform.python_version()} | {
-        name: importlib.metadata.version(name) for name in packages
-    }
+    versions = {"python": platform.python_version()}
+    for name in packages:
+        # TensorFlow, for one, comes under several names.
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    return versions

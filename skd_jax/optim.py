@@ -28,6 +28,9 @@ class OptimSettings:
       boundaries: steps at which "step" multiplies the rate by `decay`.
       decay: that factor.
       clip_norm: largest global norm of the gradient; 0 does not clip.
+
+    Raises:
+      UserError: a value out of range.
     """
 
     name: str = "sgd"
@@ -39,6 +42,13 @@ class OptimSettings:
     boundaries: tuple[int, ...] = ()
     decay: float = 0.1
     clip_norm: float = 0.0
+
+    def __post_init__(self):
+        for name in ("learning_rate", "weight_decay", "clip_norm"):
+            if not getattr(self, name) >= 0:
+                raise UserError(f"config.optim.{name} is {getattr(self, name)}; take 0 or more")
+        if not 0 <= self.momentum < 1:
+            raise UserError(f"config.optim.momentum is {self.momentum}; take one in [0, 1)")
 
 
 def schedule(settings: OptimSettings, total_steps: int) -> optax.Schedule:

@@ -114,17 +114,26 @@ def create(name: str) -> Replicas:
     return look_up("config.train.replicas", name, {"pmap": Pmap, "shard_map": ShardMap})()
 
 
-def check_batch_size(batch_size: int, accumulate: int = 1, key: str = "train.batch_size") -> None:
+def check_batch_size(batch_size: int, accumulate: int = 1) -> None:
     """Raises a UserError unless a global batch divides over devices and micro-batches."""
     devices = jax.device_count()
     parts = devices * accumulate
     if batch_size < 1 or batch_size % parts:
         nearest = max(parts, round(batch_size / parts) * parts)
         raise UserError(
-            f"config.{key}={batch_size} does not divide over {devices} device(s)"
+            f"config.train.batch_size={batch_size} does not divide over {devices} device(s)"
             + (f" x {accumulate} micro-batches" if accumulate > 1 else "")
             + f"; take a multiple of {parts}, such as {nearest}"
         )
+
+
+def divisible(batch_size: int) -> int:
+    """The smallest batch of at least this size that divides over all devices.
+
+    For evaluation, where padding is masked and the size changes no result.
+    """
+    devices = jax.device_count()
+    return -(-batch_size // devices) * devices
 
 
 def prefetch(

@@ -9,13 +9,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from skd_jax import classifier, datasets, settings, step, workdir
+from skd_jax import classifier, settings, step, workdir
 from skd_jax.data import decode
 from skd_jax.data.clips import sample_test
+from skd_jax.data.decode import VIDEO_SUFFIXES
 from skd_jax.errors import UserError
 from skd_jax.progress import Progress
 
-VIDEO_SUFFIXES = {".avi", ".mp4", ".mkv", ".mov", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv"}
 _FRAMES_HELD = 3000  # 150 MB of frames of 128 x 171; longer videos are read twice instead
 
 
@@ -39,7 +39,7 @@ def run_predict(
       UserError: nothing to classify, or no file could be decoded.
     """
     files = list(find_videos(inputs))
-    trained = classifier.load(folder)
+    trained = classifier.load(folder, log)
     classify = _classifier(trained)
     results = []
     with Progress(len(files), "predicting", "videos") as progress:
@@ -128,7 +128,7 @@ def _clips(path: Path, config: dict[str, Any]) -> tuple[dict[str, np.ndarray], t
         stride=config["clips"]["stride"],
         clips=config["eval"]["clips"],
         crops=config["eval"]["crops"],
-        fraction=datasets.crop_fraction(config),
+        fraction=settings.crop_fraction(config),
     )
     frames = dict(enumerate(held))
     if count > len(held):

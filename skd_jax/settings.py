@@ -1,7 +1,7 @@
 """Plain config dictionaries to the typed settings of each part.
 
-The command line and the configs speak ConfigDict, a workdir stores JSON; everything behind this file
-takes frozen dataclasses.
+The command line and the configs speak ConfigDict, a workdir stores JSON; the loop and all below it take
+frozen dataclasses.
 """
 
 import dataclasses
@@ -10,8 +10,9 @@ from typing import Any, TypeVar
 
 import jax.numpy as jnp
 
-from skd_jax import durations, methods, models, names
+from skd_jax import durations, methods, models, names, optim
 from skd_jax.augment import AugmentSettings
+from skd_jax.data.clips import ClipSettings
 from skd_jax.errors import UserError
 from skd_jax.optim import OptimSettings
 from skd_jax.train import LoopSettings
@@ -39,7 +40,42 @@ def dataclass_from(kind: type[T], values: Config, section: str, **fixed: Any) ->
                 "config key", f"{section}.{key}", [f"{section}.{f}" for f in fields]
             )
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    for field in dataclasses.fields(kind):
+        default = field.default
+        if field.name not in values or not isinstance(default, tuple) or not default:
+            continue
+        value = values[field.name]
+        if not isinstance(value, tuple) or len(value) != len(default):
+            raise UserError(
+                f"config.{section}.{field.name}={value!r}: write {len(default)} numbers, "
+                f'such as "{default}"'
+            )
     return kind(**values, **fixed)
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalSettings:
+    """How videos are judged.
+
+    Attributes:
+      clips: K clips of a video, uniform over its length.
+      crops: C crops of each, along the long side.
+      batch_size: videos at a time, over all devices.
+      validation_clips: K of the evaluations during training, with one crop.
+
+    Raises:
+      UserError: a value below 1.
+    """
+
+    clips: int = 10
+    crops: int = 1
+    batch_size: int = 8
+    validation_clips: int = 2
+
+    def __post_init__(self):
+        for name, value in dataclasses.asdict(self).items():
+            if value < 1:
+                raise UserError(f"config.eval.{name} is {value}; take 1 or more")
 
 
 def method(config: Config, num_classes: int) -> methods.Method:
@@ -58,8 +94,60 @@ def method(config: Config, num_classes: int) -> methods.Method:
     return methods.create(hyper_parameters.pop("name"), model, **hyper_parameters)
 
 
+def check(config: Config) -> None:
+    """Raises a UserError for what is wrong with a config, before hours of preparation.
+
+    What depends on the data alone (the number of classes, the length of an epoch) is taken as any.
+    """
+    any_method = method(config, num_classes=1)
+    lengths = optimiser(config, steps_per_epoch=1e6)
+    optim.optimiser(lengths, loop(config, steps_per_epoch=1e6).total_steps, any_method.constant_lr)
+    augmentation(config)
+    clips(config, any_method.num_views)
+    evaluation(config)
+    crop_fraction(config)
+
+
+def clips(config: Config, views: int) -> ClipSettings:
+    """How training views are drawn; `views` of each video.
+
+    Raises:
+      UserError: an unknown key, or a value no clip could be drawn with.
+    """
+    canvas = config["data"]["frame_size"]
+    return dataclass_from(ClipSettings, config["clips"], "clips", views=views, canvas=canvas)
+
+
+def evaluation(config: Config) -> EvalSettings:
+    """How videos are judged.
+
+    Raises:
+      UserError: an unknown key, or a value below 1.
+    """
+    return dataclass_from(EvalSettings, config["eval"], "eval")
+
+
+def crop_fraction(config: Config) -> float:
+    """Side of a test crop as a share of the stored short side: 112 pixels of 128, say.
+
+    Raises:
+      UserError: the crop is larger than what is stored.
+    """
+    crop, stored = config["augment"]["crop"], config["data"]["frame_size"]
+    if crop > stored:
+        raise UserError(
+            f"config.augment.crop={crop} is larger than config.data.frame_size={stored}; "
+            f"frames of about {round(crop * 8 / 7)} leave room for cropping"
+        )
+    return crop / stored
+
+
 def augmentation(config: Config) -> AugmentSettings:
-    """Crop, normalisation and photometric augmentation."""
+    """Crop, normalisation and photometric augmentation.
+
+    Raises:
+      UserError: an unknown key, or a value out of range.
+    """
     return dataclass_from(AugmentSettings, config["augment"], "augment")
 
 
@@ -104,10 +192,17 @@ def loop(config: Config, steps_per_epoch: float) -> LoopSettings:
     return LoopSettings(
         total_steps=total,
         clip_shape=(config["clips"]["frames"], crop, crop, 3),
-        eval_every=max(steps("eval_every"), 1),
-        checkpoint_every=max(steps("checkpoint_every"), 1),
+        # Less than a step, as of a small data set, means every step; zero is a mistake.
+        eval_every=steps("eval_every") or _every(values, "eval_every"),
+        checkpoint_every=steps("checkpoint_every") or _every(values, "checkpoint_every"),
         **{
             key: values[key]
             for key in ("seed", "log_every", "keep", "accumulate", "ema_decay", "replicas")
         },
     )
+
+
+def _every(values: Config, key: str) -> int:
+    if durations.steps(values[key], 1e6, f"train.{key}") == 0:
+        raise UserError(f"config.train.{key}={values[key]!r}: take at least one step")
+    return 1

@@ -22,8 +22,10 @@ from skd_jax.augment import AugmentSettings
 from skd_jax.errors import UserError
 from skd_jax.methods import Method
 from skd_jax.progress import Progress
+from skd_jax.workdir import CHECKPOINTS
 
 PyTree = Any
+_ADVICE = "Lower optim.learning_rate, or set optim.clip_norm or a longer optim.warmup, with a new --workdir"
 Batch = dict[str, np.ndarray]
 
 
@@ -42,6 +44,9 @@ class LoopSettings:
       accumulate: micro-batches of a step.
       ema_decay: of the weights' moving average; 0 keeps none.
       replicas: "pmap" or "shard_map".
+
+    Raises:
+      UserError: a value out of range.
     """
 
     total_steps: int
@@ -54,6 +59,22 @@ class LoopSettings:
     accumulate: int = 1
     ema_decay: float = 0.0
     replicas: str = "pmap"
+
+    def __post_init__(self):
+        for name in (
+            "total_steps",
+            "log_every",
+            "eval_every",
+            "checkpoint_every",
+            "keep",
+            "accumulate",
+        ):
+            if getattr(self, name) < 1:
+                raise UserError(f"config.train: {name} is {getattr(self, name)}; take 1 or more")
+        if not 0.0 <= self.ema_decay < 1.0:
+            raise UserError(f"config.train.ema_decay is {self.ema_decay}; take one in [0, 1)")
+        if self.seed < 0:
+            raise UserError(f"config.train.seed is {self.seed}; take 0 or more")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +128,7 @@ def train(
         step.create_state, method, tx, jax.random.key(settings.seed), settings.clip_shape
     )
     replicas = parallel.create(settings.replicas)
-    checkpoints = checkpoint.Checkpoints(workdir / "checkpoints", settings.keep, log=log)
+    checkpoints = checkpoint.Checkpoints(workdir / CHECKPOINTS, settings.keep, log=log)
     restored = checkpoints.restore_latest()
     if restored is None:
         first, state = 0, create(step_settings)
@@ -130,6 +151,11 @@ def train(
         raw, averaged = evaluation_of(state, eval_step, replicas, data.validation)
         # Selection looks at the weights that will be used: the averaged ones, where there are any.
         chosen = averaged or raw
+        if not math.isfinite(chosen["loss"]):
+            raise UserError(
+                f"validation loss {chosen['loss']} at step {number}; the last good checkpoint is "
+                f"kept. {_ADVICE}"
+            )
         best = checkpoints.best()
         improved = best is None or checkpoint.rank(chosen) > checkpoint.rank(best[1])
         log(
@@ -142,7 +168,7 @@ def train(
         new = method.after_evaluation(state.method_state, state.variables, improved)
         return state.replace(method_state=new), chosen
 
-    steps = _Steps(data, workdir, settings.log_every, schedule, writer, log)
+    steps = _Steps(data, workdir, settings, schedule, writer, log)
     with (
         contextlib.closing(writer),
         contextlib.closing(checkpoints),
@@ -162,7 +188,7 @@ def train(
             steps.drain(replicas, keep=0 if compiling else 2)
             last = number == settings.total_steps
             stopping = termination.requested(number)
-            evaluating = last or (settings.eval_every and number % settings.eval_every == 0)
+            evaluating = last or number % settings.eval_every == 0
             if evaluating or stopping or number % settings.checkpoint_every == 0:
                 # Nothing is saved or judged before it is known that every step so far was finite.
                 steps.drain(replicas)
@@ -196,8 +222,9 @@ def evaluation_of(
 class _Steps:
     """Metrics of the steps under way: fetched late, so that the devices never wait for the host."""
 
-    def __init__(self, data, workdir, log_every, schedule, writer, log):
-        self._ids, self._workdir, self._log_every = data.ids, workdir, log_every
+    def __init__(self, data, workdir, settings, schedule, writer, log):
+        self._ids, self._workdir = data.ids, workdir
+        self._log_every, self._last_step = settings.log_every, settings.total_steps
         self._schedule, self._writer, self._log = schedule, writer, log
         self._pending: deque = deque()
         self._rows: list[dict[str, float]] = []
@@ -228,7 +255,7 @@ class _Steps:
             if not all(math.isfinite(values[name]) for name in ("loss", "grad_norm")):
                 raise self._not_finite(number, values, index)
             self._rows.append(values)
-            if number % self._log_every == 0:
+            if number % self._log_every == 0 or number == self._last_step:
                 self._flush(number)
 
     def note(self) -> str:
@@ -262,7 +289,7 @@ class _Steps:
         return UserError(
             f"loss {values['loss']}, gradient norm {values['grad_norm']} at step {number}; "
             f"videos {', '.join(ids[:4])}{', ...' if len(ids) > 4 else ''} (all in {path}). The last "
-            "good checkpoint is kept. Lower optim.learning_rate, or set optim.clip_norm or a warm-up"
+            f"good checkpoint is kept. {_ADVICE}"
         )
 
 

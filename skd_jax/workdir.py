@@ -14,7 +14,7 @@ from typing import Any
 
 from skd_jax.errors import UserError
 
-CONFIG, DATA = "config.json", "data.json"
+CONFIG, DATA, CHECKPOINTS = "config.json", "data.json", "checkpoints"
 
 # Where things lie and how they are run; a run may move to another machine with these changed.
 _MOVABLE = (
@@ -24,6 +24,7 @@ _MOVABLE = (
     "data.prepared",
     "data.shards",
     "data.workers",
+    "eval.batch_size",
     "train.log_every",
     "train.replicas",
     "train.threads",
@@ -31,17 +32,18 @@ _MOVABLE = (
 
 
 def claim(workdir: Path, config: Mapping[str, Any]) -> None:
-    """Stores the config in a new workdir, or checks that the workdir was made with the same one.
+    """Stores the config in a workdir, or checks that what was trained there had the same one.
+
+    A config is binding once there is a checkpoint: a command that failed before may be corrected.
 
     Raises:
       UserError: it was made with another config; the message lists what differs.
     """
-    path = workdir / CONFIG
     config = json.loads(json.dumps(config))
-    if path.is_file():
+    if (workdir / CONFIG).is_file() and has_checkpoint(workdir):
         stored, wanted = flat(read_config(workdir)), flat(config)
         changed = [
-            f"  {key}: {json.dumps(stored.get(key))} there, {json.dumps(wanted.get(key))} now"
+            f"  {key}: {_shown(stored, key)} there, {_shown(wanted, key)} now"
             for key in sorted(stored.keys() | wanted.keys())
             if stored.get(key) != wanted.get(key) and key not in _MOVABLE
         ]
@@ -51,7 +53,17 @@ def claim(workdir: Path, config: Mapping[str, Any]) -> None:
                 + "\n".join(changed)
             )
     workdir.mkdir(parents=True, exist_ok=True)
-    write_json(path, config)
+    write_json(workdir / CONFIG, config)
+
+
+def has_checkpoint(workdir: Path) -> bool:
+    """Whether a training run left a complete checkpoint here."""
+    folder = workdir / CHECKPOINTS
+    return folder.is_dir() and any(entry.name.isdigit() for entry in folder.iterdir())
+
+
+def _shown(values: dict[str, Any], key: str) -> str:
+    return json.dumps(values[key]) if key in values else "absent"
 
 
 def read_config(workdir: Path) -> dict[str, Any]:

@@ -1,12 +1,13 @@
 """Mistakes that users make end in one clear line that names the thing and what to do."""
 
+import importlib
 import json
 import shutil
 
 import jax
 import pytest
 
-from skd_jax import classifier, datasets, modes
+from skd_jax import classifier, datasets, methods, modes, settings, workdir
 from skd_jax.errors import UserError
 from tests import tiny
 
@@ -59,11 +60,62 @@ def test_bad_duration(folder, tmp_path):
 
 
 def test_another_config_in_the_workdir_is_refused_with_a_diff(folder, tmp_path):
-    first = tiny.config(folder, train__duration="bad")
-    fails(first, tmp_path, "train.duration")  # claims the workdir before it fails
-    second = tiny.config(folder, train__duration="bad", method__temperature=3.0)
+    workdir.claim(tmp_path, tiny.config(folder, train__threads=1))
+    (tmp_path / "checkpoints" / "20").mkdir(parents=True)
+    second = tiny.config(folder, method__temperature=3.0)
     message = fails(second, tmp_path, "another config", "method.temperature: 10.0 there, 3.0 now")
-    assert "train.duration" not in message
+    assert "train.threads" not in message, "where and how a run is run may change"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("clips__area", (0.3, 1.2), "area"),
+        ("train__accumulate", 0, "accumulate"),
+        ("train__log_every", 0, "log_every"),
+        ("train__eval_every", "0 steps", "train.eval_every"),
+        ("train__ema_decay", 1.5, "ema_decay"),
+        ("train__keep", 0, "keep"),
+        ("train__seed", -1, "train.seed"),
+        ("eval__clips", 0, "config.eval.clips"),
+        ("optim__name", "sgdd", "did you mean 'sgd'"),
+        ("optim__warmup", "1000 epochs", "warmup"),
+        ("optim__momentum", 1.0, "momentum"),
+        ("augment__grey_probability", 2.0, "grey_probability"),
+        ("method__temperature", 0.0, "temperature"),
+        ("method__projector_out", 0, "projector_out"),
+        ("method__label_smoothing", 1.0, "label_smoothing"),
+        ("model__dtype", "float16", "bfloat16"),
+    ],
+)
+def test_values_out_of_range_are_found_before_the_data_is_prepared(tmp_path, key, value, words):
+    config = tiny.config(tmp_path, **{key: value})
+    fails(config, tmp_path / "run", words)
+    assert not (tmp_path / "videos").exists()
+
+
+def test_a_range_must_have_two_ends():
+    with pytest.raises(UserError, match=r"config.clips.area=0.3: write 2 numbers"):
+        settings.clips({"clips": {"area": 0.3}, "data": {"frame_size": 20}}, views=2)
+
+
+def test_prepared_data_alone_is_enough_if_it_fits_the_config(folder, tmp_path):
+    config = tiny.config(folder)
+    config["data"]["root"] = ""
+    assert datasets.ensure_prepared(config, print) == str(folder / "prepared")
+    config["data"]["frame_size"] = 24
+    with pytest.raises(UserError, match="frame_size is 20 there, 24 in the config"):
+        datasets.ensure_prepared(config, print)
+    config["data"]["prepared"] = str(tmp_path)
+    with pytest.raises(UserError, match="config.data.root"):
+        datasets.ensure_prepared(config, print)
+
+
+def test_every_config_passes_the_check():
+    for name in ("demo", "ucf101", "ucf101_small", "hmdb51", "kinetics", "folder"):
+        for method in methods.names():
+            config = importlib.import_module(f"configs.{name}").get_config(method)
+            settings.check(config.to_dict())
 
 
 def test_truncated_shard(folder, tmp_path):

@@ -33,6 +33,7 @@ def test_the_same_config_is_accepted_again(tmp_path):
 
 def test_another_config_is_refused_with_the_difference(tmp_path):
     workdir.claim(tmp_path, CONFIG)
+    (tmp_path / "checkpoints" / "20").mkdir(parents=True)
     other = changed(optim__learning_rate=0.2, train__seed=1, train__threads=9)
     other["optim"]["momentum"] = 0.9
     del other["data"]["classes"]
@@ -41,16 +42,24 @@ def test_another_config_is_refused_with_the_difference(tmp_path):
     head, *lines = str(error.value).splitlines()
     assert head.startswith(f"{tmp_path} was made with another config; take another --workdir")
     assert lines == [
-        '  data.classes: "" there, null now',
+        '  data.classes: "" there, absent now',
         "  optim.learning_rate: 0.1 there, 0.2 now",
-        "  optim.momentum: null there, 0.9 now",
+        "  optim.momentum: absent there, 0.9 now",
         "  train.seed: 0 there, 1 now",
     ]
     assert workdir.read_config(tmp_path)["optim"]["learning_rate"] == 0.1
 
 
+def test_a_command_that_trained_nothing_may_be_corrected(tmp_path):
+    workdir.claim(tmp_path, CONFIG)
+    (tmp_path / "checkpoints").mkdir()
+    workdir.claim(tmp_path, changed(train__seed=1))
+    assert workdir.read_config(tmp_path)["train"]["seed"] == 1
+
+
 def test_what_belongs_to_the_machine_may_change(tmp_path):
     workdir.claim(tmp_path, CONFIG)
+    (tmp_path / "checkpoints" / "20").mkdir(parents=True)
     moved = changed(
         data__root="here", data__workers=1, train__replicas="shard_map", train__threads=3
     )
@@ -68,6 +77,7 @@ def test_a_folder_without_a_run(tmp_path, read, name):
 
 def test_a_damaged_file(tmp_path):
     (tmp_path / "config.json").write_text('{"a": ')
+    (tmp_path / "checkpoints" / "20").mkdir(parents=True)
     with pytest.raises(UserError, match="config.json is damaged"):
         workdir.claim(tmp_path, CONFIG)
 

@@ -19,6 +19,13 @@ from av.sidedata.sidedata import Type as SideDataType
 from av.video.reformatter import Interpolation, VideoReformatter
 from etils import epath
 
+from skd_jax.data.files import is_remote
+
+VIDEO_SUFFIXES = frozenset(
+    (".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts")
+    + (".ogv", ".ts", ".webm", ".wmv")
+)
+
 # swscale's bilinear filter widens with the reduction, so it does not alias. With exact rounding and
 # full chroma it is within 0.3 grey levels of Pillow's antialiased bilinear; without, 1.7 off.
 _SCALER = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
@@ -173,7 +180,7 @@ def decode(
 
 @contextlib.contextmanager
 def _open(path: str):
-    if "://" in path:
+    if is_remote(path):
         with (
             epath.Path(path).open("rb") as file,
             av.open(file, **_LENIENT_TAGS) as container,

@@ -12,18 +12,12 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from skd_jax.data.duplicates import find_duplicates
+from skd_jax.data.files import is_remote
 from skd_jax.data.holdout import draw_groups, join_groups
 from skd_jax.data.readers import folder, hmdb51, kinetics, ucf101
-from skd_jax.data.readers.listing import (
-    Entry,
-    Listing,
-    is_file,
-    is_remote,
-    printable,
-    read_lines,
-    unknown_name,
-)
+from skd_jax.data.readers.listing import Entry, Listing, is_file, printable, read_lines
 from skd_jax.errors import UserError
+from skd_jax.names import unknown
 
 READERS: Mapping[str, Callable[[str, str | None, int], Listing]] = {
     "ucf101": ucf101.read,
@@ -33,6 +27,7 @@ READERS: Mapping[str, Callable[[str, str | None, int], Listing]] = {
 }
 
 _SHOWN = 5  # So many examples in a note.
+_CSV_GROUP = "group:"  # Before names from a groups csv, lest one meets that of an unlisted video.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +100,7 @@ def build_index(
       UserError: names the file, key or class at fault and what to do.
     """
     if name not in READERS:
-        raise unknown_name("data set (data.name)", name, READERS)
+        raise unknown("data set (data.name)", name, READERS)
     for key, value in (("validation", validation_fraction), ("test", test_fraction)):
         if not 0 <= value < 1:
             raise UserError(f"data.{key}_fraction must be at least 0 and below 1, not {value}")
@@ -118,7 +113,7 @@ def build_index(
     notes = list(listing.notes) + _notes_on_missing(listing)
     if groups_csv is not None:
         splits, note = _with_groups(splits, root, _absolute(groups_csv))
-        notes += note
+        notes += note + _notes_on_shared_groups(splits)
     notes += _notes_on_shared(splits)
     duplicates = _duplicates(splits)
     splits = _with_joined_groups(splits, duplicates)
@@ -173,7 +168,7 @@ def _with_classes(listing: Listing, classes: Sequence[str] | str) -> Listing:
         return listing
     for class_name in classes:
         if class_name not in listing.class_names:
-            raise unknown_name("class (data.classes)", class_name, listing.class_names)
+            raise unknown("class (data.classes)", class_name, listing.class_names)
     wanted = frozenset(classes)
 
     def keep(items: Mapping[str, tuple]) -> dict[str, tuple]:
@@ -236,8 +231,7 @@ def _with_groups(
             for known in (relative, entry.path, entry.id):
                 if known in groups:
                     used.add(known)
-                    # A name of its own space, lest it meet the name of an unlisted video.
-                    entry = entry._replace(group=f"group:{groups[known]}")
+                    entry = entry._replace(group=_CSV_GROUP + groups[known])
                     break
             renamed.append(entry)
         result[key] = tuple(renamed)
@@ -328,6 +322,23 @@ def _notes_on_shared(splits: Mapping[str, tuple[Entry, ...]]) -> list[str]:
             places[entry.path].append((key, entry.id))
     shared = [items[0][1] for items in places.values() if len(items) > 1]
     return [f"{len(shared)} videos are in two splits: {_examples(shared)}"] if shared else []
+
+
+def _notes_on_shared_groups(splits: Mapping[str, tuple[Entry, ...]]) -> list[str]:
+    """Warnings about groups of a csv file that have videos in more than one split."""
+    places = defaultdict(set)
+    for key, entries in splits.items():
+        for entry in entries:
+            if entry.group.startswith(_CSV_GROUP):
+                places[entry.group.removeprefix(_CSV_GROUP)].add(key)
+    shared = [
+        f"{group} ({', '.join(sorted(keys))})"
+        for group, keys in sorted(places.items())
+        if len(keys) > 1
+    ]
+    if not shared:
+        return []
+    return [f"groups with videos in more than one split ({len(shared)}): {_examples(shared)}"]
 
 
 def _notes_on_classes(

@@ -33,6 +33,8 @@ from collections.abc import Callable, Iterable, Iterator
 import numpy as np
 
 from skd_jax.data import clips as clips_lib
+from skd_jax.data.cores import available_cores
+from skd_jax.data.files import is_remote
 from skd_jax.errors import UserError
 
 
@@ -323,13 +325,6 @@ def _check(split, canvas: int, batch_size: int, process_index: int, process_coun
         )
 
 
-def _available_cores() -> int:
-    """Cores this process may use, which can be fewer than the machine has."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 class _Batches(Iterator[Batch]):
     """Reads and decodes plans, in their order."""
 
@@ -353,7 +348,7 @@ class _Batches(Iterator[Batch]):
         source = functools.partial(
             _encoded, split, plans, self._pending, self._failures, self._stop
         )
-        dataset = _decoded(source, shape, canvas, threads or _available_cores())
+        dataset = _decoded(source, shape, canvas, threads or available_cores())
         self._iterator = dataset.as_numpy_iterator()
         _open_batches.add(self)
 
@@ -470,7 +465,9 @@ def _read_ranges(path: str, begin: list[int], length: list[int]) -> list[bytes]:
     data = []
     first = 0
     # A plain unbuffered file reads just what is asked for; TensorFlow's, half a megabyte ahead.
-    with tf.io.gfile.GFile(path, "rb") if "://" in path else open(path, "rb", buffering=0) as file:
+    with (
+        tf.io.gfile.GFile(path, "rb") if is_remote(path) else open(path, "rb", buffering=0) as file
+    ):
         while first < len(begin):
             last = first
             end = begin[first] + length[first]

@@ -16,41 +16,35 @@ The directory holds
   info.json                                     what is known of the data set; written last
 """
 
-import csv
 import dataclasses
 import errno
 import hashlib
-import io
 import json
 import math
 import os
-import pathlib
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
-import numpy as np
 from etils import epath
 
 from skd_jax.data import prepared
+from skd_jax.data.assemble import assemble, in_words
 from skd_jax.data.decode import DecodeError
+from skd_jax.data.files import is_remote, remove_abandoned, write_json
 from skd_jax.data.index import Video, VideoIndex
 from skd_jax.data.shards import (
     PrepareSettings,
     ShardTask,
+    dataset_name,
     encode_video,
     finished_manifest,
-    is_local,
-    manifest_path,
-    remove_abandoned,
-    staged,
-    write_bytes,
-    write_json,
     write_shards,
 )
 from skd_jax.errors import UserError
 from skd_jax.progress import Progress
+from skd_jax.workdir import flat
 
 __all__ = ["PrepareSettings", "estimate", "fingerprint", "prepare"]
 
@@ -108,7 +102,7 @@ def prepare(
     try:
         if mine:
             _write(mine, settings, log, resumed=len(mine) < len(slice_tasks))
-        return _finalise(index, root, settings, tasks, digest, log)
+        return assemble(index, root, settings, tasks, digest, log)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
@@ -173,18 +167,12 @@ def plan(
             math.ceil(len(ordered) / settings.videos_per_shard), min(_MIN_SHARDS, len(ordered))
         )
         for i in range(count):
-            shard = f"{_dataset_name(index.name)}-{split}.tfrecord-{i:05d}-of-{count:05d}"
+            shard = f"{dataset_name(index.name)}-{split}.tfrecord-{i:05d}-of-{count:05d}"
             videos_of_shard = tuple(ordered[i::count])
             tasks.append(
                 ShardTask(os.fspath(root), split, shard, videos_of_shard, settings, fingerprint)
             )
     return tasks
-
-
-def _dataset_name(name: str) -> str:
-    """The name in the letters that TFDS allows."""
-    name = re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
-    return name if name[:1].isalpha() else f"videos_{name}".rstrip("_")
 
 
 # --- Fingerprint ---
@@ -196,7 +184,11 @@ def _digest(value) -> str:
 
 
 def _identity(index: VideoIndex, settings: PrepareSettings) -> dict:
-    """Everything the written bytes depend on, videos and their content apart from paths."""
+    """What tells one prepared data set from another: settings, class names, ids and labels.
+
+    Not what the video files hold, which would have to be read whole: a file that was replaced under
+    its old name goes unnoticed.
+    """
     stored = dataclasses.asdict(settings)
     del stored["workers"]
     identity = {
@@ -218,7 +210,7 @@ def _identity(index: VideoIndex, settings: PrepareSettings) -> dict:
 
 
 def fingerprint(index: VideoIndex, settings: PrepareSettings) -> str:
-    """32 hexadecimal digits that change with anything the prepared data depend on."""
+    """32 hexadecimal digits that change with the settings, class names, ids and labels."""
     return _identity(index, settings)["fingerprint"]
 
 
@@ -242,7 +234,7 @@ def _claim_directory(root: epath.Path, identity: dict) -> None:
         ) from error
     if there == identity:
         return
-    old, new = _flat(there), _flat(identity)
+    old, new = flat(there), flat(identity)
     keys = [k for k in sorted({*old, *new} - {"fingerprint"}) if old.get(k) != new.get(k)]
     differences = "; ".join(
         f"{k}: {_short(old.get(k))} there, {_short(new.get(k))} now" for k in keys
@@ -252,13 +244,6 @@ def _claim_directory(root: epath.Path, identity: dict) -> None:
         f"present settings and index have {identity['fingerprint']}. They differ in {differences}. "
         "Give another directory, or delete this one to prepare it anew"
     )
-
-
-def _flat(value: dict, prefix: str = "") -> dict:
-    flat = {}
-    for key, item in value.items():
-        flat |= _flat(item, f"{prefix}{key}.") if isinstance(item, dict) else {prefix + key: item}
-    return flat
 
 
 def _short(value) -> str:
@@ -293,13 +278,6 @@ def _estimate(videos: list[Video], settings: PrepareSettings) -> tuple[int, int]
     return (round(sum(sizes) / len(sizes) * len(videos)) if sizes else 0), len(sizes)
 
 
-def _gigabytes(count: float) -> str:
-    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
-        if count >= size:
-            return f"{count / size:.3g} {unit}"
-    return f"{count / 1e3:.3g} kB"
-
-
 def _check_disk(index, settings, root, missing: list[ShardTask], log) -> int:
     videos = [video for task in missing for video in task.videos]
     needed, sampled = _estimate(videos, settings)
@@ -308,24 +286,24 @@ def _check_disk(index, settings, root, missing: list[ShardTask], log) -> int:
         return 0
     line = (
         f"{len(videos)} videos of {index.name} to prepare in {os.fspath(root)}: "
-        f"about {_gigabytes(needed)}"
+        f"about {in_words(needed)}"
     )
-    if not is_local(root):
+    if is_remote(root):
         log(line)
         return needed
     free = shutil.disk_usage(root).free
-    log(f"{line}, {_gigabytes(free)} free")
+    log(f"{line}, {in_words(free)} free")
     if needed > free:
         raise UserError(
-            f"{os.fspath(root)} has {_gigabytes(free)} ({free} bytes) free, preparing needs about "
-            f"{_gigabytes(needed)} ({needed} bytes): make room, give another directory, or store "
+            f"{os.fspath(root)} has {in_words(free)} ({free} bytes) free, preparing needs about "
+            f"{in_words(needed)} ({needed} bytes): make room, give another directory, or store "
             "less with a smaller frame_size, jpeg_quality, max_fps or max_frames"
         )
     return needed
 
 
 def _disk_full(root: epath.Path, needed: int) -> UserError:
-    folder = os.fspath(root) if is_local(root) else tempfile.gettempdir()
+    folder = tempfile.gettempdir() if is_remote(root) else os.fspath(root)
     return UserError(
         f"the disk of {folder} is full: {shutil.disk_usage(folder).free} bytes are free, this run "
         f"began with about {needed} to write. Make room and run the same command again: it goes on "
@@ -365,191 +343,3 @@ def _write(tasks: list[ShardTask], settings: PrepareSettings, log, resumed: bool
             progress.update(done, note=f"{rejected} rejected" if rejected else "")
 
         write_shards(tasks, settings.workers, on_progress)
-
-
-# --- The end: all shards into one view ---
-
-
-def _finalise(index, root, settings, tasks, fingerprint, log) -> bool:
-    splits = {split: _SplitSummary() for split in index.splits}
-    waiting = 0
-    for task in tasks:
-        manifest, _ = finished_manifest(root, task.shard, fingerprint)
-        if manifest is None:
-            waiting += 1
-        else:
-            splits[task.split].add(task.shard, manifest)
-    if waiting:
-        log(f"{waiting} of {len(tasks)} shards in {os.fspath(root)} are left to other processes")
-        return False
-
-    rejected = [(r["id"], r["path"], s, r["reason"]) for s in splits for r in splits[s].rejected]
-    notes = [(video_id, s, note) for s in splits for video_id, note in splits[s].notes]
-    _write_csv(root / "rejected.csv", ("id", "path", "split", "reason"), rejected)
-    _write_csv(root / "notes.csv", ("id", "split", "note"), notes)
-    for split, summary in splits.items():
-        if not summary.ids:
-            _refuse_empty(root, split, summary, tasks)
-    write_bytes(root / "class_names.txt", _lines(index.class_names))
-    for split, summary in splits.items():
-        with staged(prepared.arrays_path(root, split)) as file:
-            prepared.save_arrays(file, summary.arrays())
-    _write_tfds_metadata(index, root, splits)
-    info = {
-        "name": index.name,
-        "fingerprint": fingerprint,
-        "settings": {k: v for k, v in dataclasses.asdict(settings).items() if k != "workers"},
-        "class_names": list(index.class_names),
-        "splits": {
-            split: {"source": index.split_sources.get(split, ""), **summary.counts()}
-            for split, summary in splits.items()
-        },
-        "missing": list(index.missing),
-        "duplicates": [list(ids) for ids in index.duplicates],
-        "notes": list(index.notes),
-    }
-    write_json(root / prepared.INFO_FILE, info)
-    _report(root, splits, rejected, notes, log)
-    return True
-
-
-class _SplitSummary:
-    """Gathers the manifests of one split, in the order of its shards."""
-
-    def __init__(self):
-        self.shards, self.shard_bytes, self.shard_lengths = [], [], []
-        self.ids, self.rejected, self.notes = [], [], []
-        self._columns = {
-            k: [] for k in ("label", "shard", "offset", "num_frames", "height", "width", "fps")
-        }
-        self._begins, self._lengths = (
-            [],
-            [],
-        )  # an array for each video: lists would take ten times the memory
-
-    def add(self, shard: str, manifest: dict) -> None:
-        for record in manifest["records"]:
-            self.ids.append(record["id"])
-            for name, column in self._columns.items():
-                column.append(len(self.shards) if name == "shard" else record[name])
-            self._begins.append(np.asarray(record["frame_begin"], np.int64))
-            self._lengths.append(np.asarray(record["frame_length"], np.int32))
-            self.notes += [(record["id"], note) for note in record["notes"]]
-        self.shards.append(shard)
-        self.shard_bytes.append(manifest["shard_bytes"])
-        self.shard_lengths.append(len(manifest["records"]))
-        self.rejected += manifest["rejected"]
-
-    def arrays(self) -> dict[str, np.ndarray]:
-        columns = {name: np.asarray(column) for name, column in self._columns.items()}
-        first_frame = np.concatenate([[0], np.cumsum(columns.pop("num_frames"))])
-        return {
-            **columns,
-            "ids": np.asarray(self.ids),
-            "labels": columns["label"],
-            "shard_names": np.asarray(self.shards),
-            "shard_bytes": np.asarray(self.shard_bytes),
-            "frame_begin": np.concatenate(self._begins),
-            "frame_length": np.concatenate(self._lengths),
-            "first_frame": first_frame,
-            "key": np.asarray([prepared.video_key(video_id) for video_id in self.ids], np.uint64),
-        }
-
-    def counts(self) -> dict[str, int]:
-        return {
-            "videos": len(self.ids),
-            "rejected": len(self.rejected),
-            "noted": len({video_id for video_id, _ in self.notes}),
-            "frames": sum(self._columns["num_frames"]),
-            "bytes": sum(self.shard_bytes),
-            "shards": len(self.shards),
-        }
-
-
-def _refuse_empty(root: epath.Path, split: str, summary: _SplitSummary, tasks) -> None:
-    for task in tasks:  # without their manifests they are tried again
-        if task.split == split:
-            manifest_path(root, task.shard).unlink(missing_ok=True)
-    first = summary.rejected[0]
-    raise UserError(
-        f"all {len(summary.rejected)} videos of split {split!r} were rejected, for example "
-        f"{first['id']}: {first['reason']}. {os.fspath(root / 'rejected.csv')} lists them; once "
-        "they are mended the same command tries them again"
-    )
-
-
-def _lines(lines: Iterable[str]) -> bytes:
-    return "".join(f"{line}\n" for line in lines).encode(errors="surrogateescape")
-
-
-def _write_csv(path: epath.Path, header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
-    write_bytes(path, text.getvalue().encode(errors="surrogateescape"))
-
-
-def _write_tfds_metadata(index, root: epath.Path, splits: dict[str, _SplitSummary]) -> None:
-    import tensorflow_datasets as tfds  # slow, and needed nowhere else in preparation
-
-    features = tfds.features.FeaturesDict(
-        {
-            "video": tfds.features.Sequence(
-                tfds.features.Image(shape=(None, None, 3), encoding_format="jpeg")
-            ),
-            "label": tfds.features.ClassLabel(names=list(index.class_names)),
-            "video_id": tfds.features.Text(),
-            "fps": tfds.features.Scalar(np.float32),
-        }
-    )
-    name = _dataset_name(index.name)
-    with tempfile.TemporaryDirectory() as folder:
-        identity = tfds.core.dataset_info.DatasetIdentity(
-            name=name, version=tfds.core.Version("1.0.0"), data_dir=folder, module_name=""
-        )
-        info = tfds.core.DatasetInfo(
-            builder=identity,
-            features=features,
-            supervised_keys=("video", "label"),
-            description=f"{index.name}, prepared as JPEG frames",
-        )
-        info.set_file_format(tfds.core.FileFormat.TFRECORD)
-        template = tfds.core.ShardedFileTemplate(
-            data_dir=folder, dataset_name=name, filetype_suffix="tfrecord"
-        )
-        info.set_splits(
-            tfds.core.SplitDict(
-                [
-                    tfds.core.SplitInfo(
-                        name=split,
-                        shard_lengths=summary.shard_lengths,
-                        num_bytes=sum(summary.shard_bytes),
-                        filename_template=template,
-                    )
-                    for split, summary in splits.items()
-                ]
-            )
-        )
-        info.write_to_directory(folder)
-        for path in sorted(pathlib.Path(folder).iterdir()):
-            write_bytes(root / path.name, path.read_bytes())
-
-
-def _report(root, splits, rejected, notes, log) -> None:
-    for split, summary in splits.items():
-        counts = summary.counts()
-        log(
-            f"{split}: {counts['videos']} videos, {counts['frames']} frames, "
-            f"{_gigabytes(counts['bytes'])} in {counts['shards']} shards"
-        )
-    if rejected:
-        log(
-            f"warning: {len(rejected)} videos were rejected, listed in "
-            f"{os.fspath(root / 'rejected.csv')}; the first: {rejected[0][0]}: {rejected[0][3]}"
-        )
-    if notes:
-        log(
-            f"warning: {len({video_id for video_id, *_ in notes})} videos were kept with a remark, "
-            f"listed in {os.fspath(root / 'notes.csv')}; the first: {notes[0][0]}: {notes[0][2]}"
-        )

@@ -7,38 +7,29 @@ The two formats are a few bytes each, and writing them here gives the byte posit
 """
 
 import concurrent.futures
-import contextlib
 import dataclasses
 import io
 import json
 import multiprocessing
 import os
-import pathlib
-import shutil
+import re
 import signal
-import socket
 import struct
-import tempfile
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures.process import BrokenProcessPool
-from typing import BinaryIO
 
 import google_crc32c
 import numpy as np
 from etils import epath
 from PIL import Image
 
+from skd_jax.data.cores import available_cores
 from skd_jax.data.decode import DecodeError, iter_frames
+from skd_jax.data.files import staged, write_bytes
 from skd_jax.data.index import Video
 from skd_jax.errors import UserError
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
-
-_INCOMPLETE = ".incomplete"
 _MAX_RECORD_BYTES = 2_000_000_000  # protobuf's limit on one message is 2 GiB
 _POLL_SECONDS = 0.5
 
@@ -190,77 +181,13 @@ def encode_video(video: Video, settings: PrepareSettings) -> EncodedVideo:
     )
 
 
-# --- Files that appear whole or not at all ---
-
-
-def is_local(path: epath.PathLike) -> bool:
-    """Whether the path lies on a file system, where a rename is atomic."""
-    return "://" not in os.fspath(path)
-
-
-@contextlib.contextmanager
-def staged(path: epath.PathLike) -> Iterator[BinaryIO]:
-    """Yields a local file to write, whose content appears at `path` on a clean exit, else not.
-
-    On a file system the file lies beside `path` and is renamed. Object stores have no rename that
-    is atomic, but there an object appears only when its upload has ended.
-    """
-    path = epath.Path(path)
-    if is_local(path):
-        name = f"{_INCOMPLETE}-{socket.gethostname()}-{os.getpid()}-{path.name}"
-        temporary = pathlib.Path(path.parent) / name
-        try:
-            with _open_locked(temporary) as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())  # some network disks report that they are full only here
-                os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    else:
-        with tempfile.TemporaryFile() as file:
-            yield file
-            file.seek(0)
-            with path.open("wb") as target:
-                shutil.copyfileobj(file, target, 2**24)
-
-
-def _open_locked(path: pathlib.Path) -> BinaryIO:
-    """Opens a file under a lock that ends with the process and tells others that it is in use."""
-    while True:
-        file = path.open("wb")
-        if fcntl is None:
-            return file
-        with contextlib.suppress(OSError):  # a file system without locks
-            fcntl.flock(file, fcntl.LOCK_EX)
-        if os.fstat(file.fileno()).st_nlink:
-            return file
-        file.close()  # `remove_abandoned` came between opening and locking
-
-
-def remove_abandoned(root: epath.PathLike) -> None:
-    """Removes what ended processes of this host left unfinished; other hosts may not see locks."""
-    if not is_local(root) or fcntl is None:
-        return
-    for path in pathlib.Path(root).glob(f"{_INCOMPLETE}-{socket.gethostname()}-*"):
-        # An OSError: it is in use, or renamed meanwhile.
-        with contextlib.suppress(OSError), path.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            path.unlink()
-
-
-def write_bytes(path: epath.PathLike, data: bytes) -> None:
-    """Writes a small file atomically."""
-    with staged(path) as file:
-        file.write(data)
-
-
-def write_json(path: epath.PathLike, value: dict) -> None:
-    """Writes a JSON file atomically, in the order of its keys."""
-    write_bytes(path, json.dumps(value, indent=1).encode() + b"\n")
-
-
 # --- One shard ---
+
+
+def dataset_name(name: str) -> str:
+    """The name in the letters that TFDS allows: "Tiny-set" -> "tiny_set"."""
+    name = re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
+    return name if name[:1].isalpha() else f"videos_{name}".rstrip("_")
 
 
 def manifest_path(root: epath.PathLike, shard: str) -> epath.Path:
@@ -300,9 +227,8 @@ def write_shard(task: ShardTask, on_video: Callable[[bool], None]) -> None:
       on_video: called after each video with whether it was accepted; may raise to give up.
     """
     root = epath.Path(task.root)
-    if finished_manifest(root, task.shard, task.fingerprint)[
-        0
-    ]:  # by another process, since the start
+    manifest, _ = finished_manifest(root, task.shard, task.fingerprint)
+    if manifest is not None:  # written by another process since the start
         for _ in task.videos:
             on_video(True)
         return
@@ -382,13 +308,6 @@ def _count(accepted: bool) -> None:
 def _work(task: ShardTask) -> None:
     if not _stop.is_set():
         write_shard(task, _count)
-
-
-def available_cores() -> int:
-    """Cores this process may use, which can be fewer than the machine has."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def write_shards(

@@ -23,6 +23,7 @@ import av
 import numpy as np
 
 from skd_jax.errors import UserError
+from skd_jax.names import unknown
 from skd_jax.progress import Progress
 
 MOTIONS = (
@@ -126,7 +127,7 @@ def draw_trajectory(
       UserError: no such motion.
     """
     if motion not in _DIRECTIONS:
-        raise UserError(f"unknown motion {motion!r}; choose one of {', '.join(MOTIONS)}")
+        raise unknown("motion", motion, MOTIONS)
     x, y, angle, phase, speed = rng.uniform(size=5)
     along = np.array([_between(speed, limits) for limits in (_MOVE, _MOVE, _TURN, _ZOOM)])
     low, high = np.log(_RADIUS)

@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from skd_jax.errors import UserError
 from skd_jax.models import Outputs
 
 PyTree = Any
@@ -29,6 +30,11 @@ class Method:
 
     model: nn.Module
     sync_batch_norm: bool = dataclasses.field(default=True, kw_only=True)
+
+    def __post_init__(self):
+        smoothing = getattr(self, "label_smoothing", 0.0)
+        if not 0.0 <= smoothing < 1.0:
+            raise UserError(f"method.label_smoothing must be in [0, 1), got {smoothing}")
 
     @property
     def num_views(self) -> int:

@@ -37,6 +37,25 @@ def view_metrics(
       view_agreement, view_cosine, embedding_std, embedding_rank: float32 scalars.
     """
     labels = jnp.argmax(logits, axis=-1)
+    std, rank = spread_and_rank(embedding, axis_name)
+    return {
+        "view_agreement": jnp.mean(labels[:, 0] == labels[:, 1], dtype=jnp.float32),
+        "view_cosine": losses.cosine(embedding[:, 0], embedding[:, 1]).mean(),
+        "embedding_std": std,
+        "embedding_rank": rank,
+    }
+
+
+def spread_and_rank(embedding: chex.Array, axis_name: str | None) -> tuple[chex.Array, chex.Array]:
+    """Spread of the L2-normalised vectors and their effective rank, as `view_metrics` defines them.
+
+    Args:
+      embedding: (B, V, D).
+      axis_name: the replicas' axis, or None.
+
+    Returns:
+      (std in [0, 1], rank in [1, D]), float32 scalars.
+    """
     spread = embedding.astype(jnp.float32).reshape(-1, embedding.shape[-1])
     if axis_name is not None:
         spread = jax.lax.all_gather(spread, axis_name, tiled=True)
@@ -47,10 +66,5 @@ def view_metrics(
     centred = spread - spread.mean(axis=0)
     # C and the Gram matrix have the same trace and the same sum of squares; take the smaller.
     smaller = centred @ centred.T if centred.shape[0] < dimension else centred.T @ centred
-    return {
-        "view_agreement": jnp.mean(labels[:, 0] == labels[:, 1], dtype=jnp.float32),
-        "view_cosine": losses.cosine(embedding[:, 0], embedding[:, 1]).mean(),
-        "embedding_std": jnp.std(spread, axis=0).mean() * jnp.sqrt(dimension),
-        "embedding_rank": jnp.trace(smaller) ** 2
-        / jnp.maximum(jnp.sum(smaller * smaller), losses.NORM_EPSILON),
-    }
+    rank = jnp.trace(smaller) ** 2 / jnp.maximum(jnp.sum(smaller * smaller), losses.NORM_EPSILON)
+    return jnp.std(spread, axis=0).mean() * jnp.sqrt(dimension), rank

@@ -65,6 +65,9 @@ class SKDSRL(base.Method):
     label_smoothing: float = 0.0
 
     def __post_init__(self):
+        super().__post_init__()
+        if self.projector_out < 1:
+            raise UserError(f"method.projector_out must be at least 1, got {self.projector_out}")
         if self.temperature <= 0:
             raise UserError(f"method.temperature must be positive, got {self.temperature}")
 
@@ -141,6 +144,8 @@ class SKDSRL(base.Method):
             + losses.siamese_similarity(p[:, 1], z[:, 0]).mean()
         )
         loss = loss_ce + self.lambda_kd * loss_kd + self.lambda_sim * loss_sim
+        # Cross-entropy keeps the embedding from collapsing; the projections have no such guard.
+        projection_std, projection_rank = diagnostics.spread_and_rank(z, axis_name)
         metrics = {
             "loss": loss,
             "loss_ce": loss_ce,
@@ -148,5 +153,7 @@ class SKDSRL(base.Method):
             "loss_sim": loss_sim,
             "top1": diagnostics.accuracy(outputs.logits, batch["label"]),
             **diagnostics.view_metrics(outputs.logits, outputs.embedding, axis_name),
+            "projection_std": projection_std,
+            "projection_rank": projection_rank,
         }
         return loss, (metrics, stats, state)

@@ -26,6 +26,7 @@ class Supervised(base.Method):
     views_together: bool = False
 
     def __post_init__(self):
+        super().__post_init__()
         if self.views < 1:
             raise UserError(f"method.views must be at least 1, got {self.views}")
 

@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from skd_jax.names import look_up
+
 Triple = tuple[int, int, int]
 
 
@@ -37,14 +39,13 @@ def conv3d(
 
     Raises:
       ValueError: shapes that do not fit each other, or a lowering that cannot compute this kernel.
+      UserError: no such lowering.
     """
     _check(x, kernel, strides, padding, groups)
     kernel, padding = _drop_idle_taps(x.shape, kernel, strides, padding)
     if lowering is None:
         lowering = choose_lowering(jax.default_backend(), kernel.shape, strides, padding, groups)
-    if lowering not in LOWERINGS:
-        raise ValueError(f"unknown lowering {lowering!r}; known are {', '.join(LOWERINGS)}")
-    return LOWERINGS[lowering](x, kernel, strides, padding, groups)
+    return look_up("lowering", lowering, LOWERINGS)(x, kernel, strides, padding, groups)
 
 
 def choose_lowering(

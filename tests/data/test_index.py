@@ -338,7 +338,7 @@ def test_folder_with_splits(tmp_path):
     touch(tmp_path, "test/run/c.mp4", "test/walk/c.mp4")
     assert len(build_index("folder", tmp_path).splits["test"]) == 2
     touch(tmp_path, "val/runs/a.mp4")
-    with pytest.raises(UserError, match="'runs': did you mean 'run'"):
+    with pytest.raises(UserError, match="'runs'; did you mean 'run'"):
         build_index("folder", tmp_path)
 
 
@@ -403,6 +403,31 @@ def test_folder_groups_csv(tmp_path):
         build_index("folder", tmp_path, groups_csv=table)
 
 
+def test_folder_groups_csv_across_ready_made_splits(tmp_path):
+    names = {"train": "abc", "val": "de", "test": "fg"}
+    videos = {x: f"{folder}/run/{x}.mp4" for folder, xs in names.items() for x in xs}
+    touch(tmp_path, *videos.values())
+    table = tmp_path / "groups.csv"
+
+    def notes(groups: dict[str, str]) -> list[str]:
+        table.write_text("".join(f"{videos[x]},{group}\n" for x, group in groups.items()))
+        index = build_index("folder", tmp_path, groups_csv=table)
+        assert {key: len(split) for key, split in index.splits.items()} == {
+            "train": 3,
+            "validation": 2,
+            "test": 2,
+        }
+        return [note for note in index.notes if "group" in note]
+
+    assert notes({"a": "anna", "d": "anna", "g": "anna", "b": "ben", "c": "ben"}) == [
+        "groups with videos in more than one split (1): anna (test, train, validation)"
+    ]
+    assert notes({"a": "anna", "e": "eve", "f": "eve", "b": "anna", "g": "ben"}) == [
+        "groups with videos in more than one split (1): eve (test, validation)"
+    ]
+    assert notes({"a": "anna", "b": "anna", "d": "dan", "e": "dan", "f": "fay"}) == []
+
+
 def test_folder_contradicting_copies(tmp_path):
     touch(tmp_path, *(f"{c}/{i}.mp4" for c in ("run", "walk") for i in range(4)))
     (tmp_path / "walk/9.mp4").write_bytes((tmp_path / "run/0.mp4").read_bytes())
@@ -416,12 +441,12 @@ def test_folder_contradicting_copies(tmp_path):
 
 
 def test_unknown_names(tmp_path, shared):
-    with pytest.raises(UserError, match=r"data set \(data.name\) 'ufc101': did you mean 'ucf101'"):
+    with pytest.raises(UserError, match=r"data set \(data.name\) 'ufc101'; did you mean 'ucf101'"):
         build_index("ufc101", tmp_path)
     root = shared / "data" / "ucf101_16"
-    with pytest.raises(UserError, match=r"class .* 'pushup': did you mean 'PushUps'"):
+    with pytest.raises(UserError, match=r"class .* 'pushup'; did you mean 'PushUps'"):
         build_index("ucf101", root, classes=("Punch", "pushup"))
-    with pytest.raises(UserError, match=r"'xyzzy': known: ApplyEyeMakeup.*\(16 in all\)"):
+    with pytest.raises(UserError, match=r"'xyzzy'\. Known: ApplyEyeMakeup.*\(16 in all\)"):
         build_index("ucf101", root, classes="xyzzy")
 
 

@@ -19,8 +19,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from skd_jax.data import files, prepared, shards
 from skd_jax.data import prepare as prepare_lib
-from skd_jax.data import prepared, shards
 from skd_jax.data.decode import decode
 from skd_jax.data.index import Video, VideoIndex
 from skd_jax.data.prepare import PrepareSettings, estimate, fingerprint, prepare
@@ -263,7 +263,7 @@ def test_killed_and_run_again_gives_the_same_bytes(tmp_path):
     out = tmp_path / "killed"
     process = start(tmp_path, "first", index, out, settings, None)
     deadline = time.monotonic() + 60
-    while len(list(out.glob("*tfrecord*.json"))) < 3:
+    while len(list(out.glob("tiny_set-*.json"))) < 3:
         assert process.poll() is None, process.stderr.read()
         assert time.monotonic() < deadline
         time.sleep(0.002)
@@ -277,7 +277,7 @@ def test_killed_and_run_again_gives_the_same_bytes(tmp_path):
         time.sleep(0.05)
 
     assert not prepared.is_complete(out)
-    manifests = {path: path.stat().st_mtime_ns for path in out.glob("*tfrecord*.json")}
+    manifests = {path: path.stat().st_mtime_ns for path in out.glob("tiny_set-*.json")}
     assert 3 <= len(manifests) < 20
     # Another host's unfinished file must be left alone.
     foreign = out / ".incomplete-elsewhere-1-x"
@@ -330,7 +330,7 @@ def test_damaged_shard_is_written_again(fault, index, reference, tmp_path):
         shard.unlink()
     else:  # the message of load_split asks the user for this
         shard.unlink()
-        prepare_lib.manifest_path(out, shard.name).unlink()
+        shards.manifest_path(out, shard.name).unlink()
     assert prepare(index, out, settings_of_three(1), log=lines.append)
     if fault != "manifest":
         assert shard.name in lines[0]
@@ -339,8 +339,8 @@ def test_damaged_shard_is_written_again(fault, index, reference, tmp_path):
 
 def test_object_store(index, reference, tmp_path, monkeypatch):
     """Where no rename is atomic, nothing but finished files is ever put there."""
-    for module in (shards, prepare_lib):
-        monkeypatch.setattr(module, "is_local", lambda path: False)
+    for module in (files, prepare_lib):
+        monkeypatch.setattr(module, "is_remote", lambda path: True)
     monkeypatch.setattr(os, "replace", lambda *_: pytest.fail("renamed"))
     small = VideoIndex(**{**vars(index), "splits": {"test": index.splits["test"]}})
     assert prepare(small, tmp_path, settings_of_three(1), log=quiet)

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
 
+from skd_jax.errors import UserError
 from skd_jax.models import conv3d as conv3d_module
 from skd_jax.models.conv3d import choose_lowering, conv3d
 from skd_jax.models.layers import Conv3D
@@ -185,6 +186,6 @@ def test_lowering_that_cannot_compute_a_kernel_says_so():
     for lowering in ("temporal", "matmul"):
         with pytest.raises(ValueError, match=rf"'{lowering}' lowering needs"):
             conv3d(x, kernel, lowering=lowering)
-    with pytest.raises(ValueError, match="unknown lowering 'fold'; known are plain, folded"):
+    with pytest.raises(UserError, match="unknown lowering 'fold'; did you mean 'folded'"):
         conv3d(x, kernel, lowering="fold")
     assert set(conv3d_module.LOWERINGS) == {"plain", "folded", "temporal", "matmul"}

@@ -11,9 +11,9 @@ from skd_jax.data.readers.listing import (
     printable,
     require_root,
     scan,
-    unknown_name,
 )
 from skd_jax.errors import UserError
+from skd_jax.names import unknown
 
 LAYOUT = (
     "train/<class>/<video> and, optionally, val/<class>/<video> and test/<class>/<video>; "
@@ -86,7 +86,7 @@ def read_class_folders(
     for split, entries in splits.items():
         extra = sorted({entry.class_name for entry in entries} - classes)
         if extra:
-            raise unknown_name(f"class in {sources[split]} but not in train", extra[0], classes)
+            raise unknown(f"class in {sources[split]} but not in train", extra[0], classes)
     notes = ()
     if stray:
         notes = (

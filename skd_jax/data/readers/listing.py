@@ -1,7 +1,6 @@
 """What every reader gives, and the few file operations they share."""
 
 import dataclasses
-import difflib
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -9,12 +8,10 @@ from typing import NamedTuple
 
 from etils import epath
 
+from skd_jax.data.decode import VIDEO_SUFFIXES
+from skd_jax.data.files import is_remote
 from skd_jax.errors import UserError
 
-VIDEO_SUFFIXES = frozenset(
-    (".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts")
-    + (".ogv", ".ts", ".webm", ".wmv")
-)
 _MAX_DEPTH = 8  # Links are followed; this ends a circle of them.
 
 
@@ -61,11 +58,6 @@ class Listing:
     missing: Mapping[str, tuple[Missing, ...]] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
     draw_test: bool = False
-
-
-def is_remote(path: str) -> bool:
-    """Whether the path is an object store's (gs://...)."""
-    return "://" in path
 
 
 def join(root: str, *parts: str) -> str:
@@ -174,16 +166,3 @@ def find_lists(
         f"no annotation lists found; looked in {looked}. Expected: {layout}. "
         "Set data.annotations to the folder that holds the lists"
     )
-
-
-def unknown_name(what: str, name: str, known: Iterable[str]) -> UserError:
-    """An error for a name that is not among the known, naming the nearest of these."""
-    known = sorted(known)
-    lower = {candidate.lower(): candidate for candidate in known}
-    near = difflib.get_close_matches(name.lower(), lower, n=3, cutoff=0.5)
-    if near:
-        hint = "did you mean " + " or ".join(repr(lower[n]) for n in near) + "?"
-    else:
-        more = f", ... ({len(known)} in all)" if len(known) > 10 else ""
-        hint = f"known: {', '.join(known[:10])}{more}"
-    return UserError(f"unknown {what} {name!r}: {hint}")

@@ -14,9 +14,9 @@ from skd_jax.data.readers.listing import (
     require_root,
     scan,
     stem,
-    unknown_name,
 )
 from skd_jax.errors import UserError
+from skd_jax.names import unknown
 
 LAYOUT = (
     "UCF-101/<Class>/v_<Class>_gNN_cNN.avi and "
@@ -85,7 +85,7 @@ def _check_class(path, line, class_name, number, numbers) -> None:
     if not numbers:
         return
     if class_name not in numbers:
-        raise unknown_name(f"class in {path}", class_name, numbers)
+        raise unknown(f"class in {path}", class_name, numbers)
     if number and number[0] != str(numbers[class_name]):
         raise UserError(
             f"{path}: {line!r} gives another number than classInd.txt's {numbers[class_name]}"
