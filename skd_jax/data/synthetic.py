@@ -39,7 +39,7 @@ MOTIONS = (
 
 MARKER = "synthetic.json"
 # Raised whenever the same settings would give other pixels, so that no old file is taken for new.
-_VERSION = 2
+_VERSION = 1
 
 # Per frame, as (lowest, highest); lengths as fractions of the frame's side.
 _MOVE = (1.2 / 64, 2.6 / 64)
