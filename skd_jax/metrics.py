@@ -1,5 +1,6 @@
 """Metrics on disk (metrics.jsonl, TensorBoard) and what they warn of."""
 
+import contextlib
 import json
 import math
 import os
@@ -59,14 +60,14 @@ class MetricsWriter:
 
 
 def read_rows(path: Path) -> list[dict]:
-    """Rows of a metrics file; none if it is absent. A last line cut by a kill is left out."""
+    """Rows of a metrics file, oldest first; none if it is absent. A line cut by a kill is left out."""
     rows = []
     if Path(path).is_file():
         for line in Path(path).read_text().splitlines():
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError:
-                continue
+            with contextlib.suppress(ValueError, AttributeError):
+                row = json.loads(line)
+                if {"step", "split"} <= row.keys():
+                    rows.append(row)
     return rows
 
 

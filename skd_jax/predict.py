@@ -74,7 +74,9 @@ def find_videos(inputs: Iterable[str]) -> Iterator[Path]:
     for name in inputs:
         path = Path(name)
         if path.is_dir():
-            found = sorted(p for p in path.rglob("*") if p.suffix.lower() in VIDEO_SUFFIXES)
+            found = sorted(
+                p for p in path.rglob("[!.]*") if p.suffix.lower() in VIDEO_SUFFIXES and p.is_file()
+            )
             if not found:
                 raise UserError(
                     f"{path}: no video in this folder ({', '.join(sorted(VIDEO_SUFFIXES))})"
@@ -143,14 +145,16 @@ def _clips(path: Path, config: dict[str, Any]) -> tuple[dict[str, np.ndarray], t
 
 
 def _table(results: list[dict[str, Any]]) -> str:
-    width = max(len(Path(result["file"]).name) for result in results)
+    names = [Path(result["file"]).name for result in results]
+    if len(set(names)) < len(names):  # the same name in several folders
+        names = [result["file"] for result in results]
+    width = max(map(len, names))
     lines = []
-    for result in results:
-        name = Path(result["file"]).name.ljust(width)
+    for name, result in zip(names, results, strict=True):
         if "error" in result:
-            lines.append(f"{name}  not classified: {result['error']}")
+            lines.append(f"{name:{width}}  not classified: {result['error']}")
             continue
         best = [f"{p['class']} {p['probability']:.1%}" for p in result["predictions"]]
         notes = f"  (note: {'; '.join(result['notes'])})" if result["notes"] else ""
-        lines.append(f"{name}  " + ", ".join(best) + notes)
+        lines.append(f"{name:{width}}  " + ", ".join(best) + notes)
     return "\n".join(lines)

@@ -5,7 +5,6 @@ needed or touched. Paths may lie in object stores (`etils.epath`).
 """
 
 import io
-import json
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -17,8 +16,6 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
-
-from skd_jax.errors import UserError
 
 # Okabe and Ito's colours, which colour-blind readers tell apart.
 _SPLIT_COLOURS = {"train": "#0072B2", "validation": "#D55E00", "test": "#009E73"}
@@ -42,32 +39,6 @@ _PERCENT = ("Top-1 accuracy",)
 
 _MOST_NAMES = 40  # along a side of the confusion matrix; of more classes every n-th is named
 _MOST_NUMBERS = 16  # classes up to which each cell shows its percentage
-
-
-def read_metrics(path: str | os.PathLike) -> list[dict]:
-    """Reads the rows of a `metrics.jsonl`, oldest first.
-
-    A line that a kill cut short is left out, be it the last one or one that a resumed run wrote
-    on after. Of two rows of one step and split, as when a resumed run repeats steps, the later
-    one's values hold.
-
-    Raises:
-      UserError: there is no such file, or no row in it.
-    """
-    path = epath.Path(path)
-    if not path.exists():
-        raise UserError(f"{path} is missing; train first, or check the workdir")
-    rows = {}
-    for line in path.read_bytes().splitlines():
-        try:
-            row = json.loads(line)
-            key = (row["step"], row["split"])
-        except (ValueError, KeyError, TypeError):
-            continue
-        rows[key] = rows.get(key, {}) | row
-    if not rows:
-        raise UserError(f"{path} holds no complete row of metrics; train first")
-    return sorted(rows.values(), key=lambda row: row["step"])  # stable: splits stay in order
 
 
 def plot_curves(rows: Sequence[Mapping], path: str | os.PathLike, title: str = "") -> None:

@@ -8,7 +8,8 @@ import time
 import numpy as np
 import pytest
 
-from skd_jax import checkpoint
+from skd_jax import checkpoint, metrics
+from skd_jax.data import prepared
 from tests import tiny
 
 
@@ -103,8 +104,6 @@ def test_terminated_and_killed_run_ends_in_the_same_parameters(trained, folder, 
 
 
 def metrics_rows(workdir):
-    from skd_jax import metrics
-
     return metrics.read_rows(workdir / "metrics.jsonl")
 
 
@@ -158,20 +157,8 @@ def test_two_processes_agree_with_one(folder, cache, trained, replicas):
     status, output = tiny.run(f"--workdir={alone}", *arguments, **cache)
     assert status == 0, output
 
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
     together = folder / f"together_{replicas}"
-    processes = [
-        tiny.start(
-            f"--workdir={together}",
-            *arguments,
-            f"--coordinator=localhost:{port}",
-            "--num_processes=2",
-            f"--process_id={number}",
-        )
-        for number in range(2)
-    ]
+    processes = start_two(f"--workdir={together}", *arguments)
     outputs = [process.communicate(timeout=300)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], "\n".join(outputs)
     expected, found = final_state(alone), final_state(together)
@@ -184,6 +171,43 @@ def test_two_processes_agree_with_one(folder, cache, trained, replicas):
     assert first["loss"] == pytest.approx(second["loss"], rel=1e-3)
 
 
+def start_two(*arguments):
+    """Two processes of one run, each with all its arguments but its number."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    together = (*arguments, f"--coordinator=localhost:{port}", "--num_processes=2")
+    return [tiny.start(*together, f"--process_id={number}") for number in range(2)]
+
+
+def test_two_processes_stop_together_at_a_sigterm_to_one(folder, trained):
+    workdir = folder / "stopped"
+    processes = start_two(
+        f"--workdir={workdir}", *tiny.arguments(folder, train__duration="2000 steps")
+    )
+    wait_for(workdir / "checkpoints" / "4", processes[0])
+    processes[1].send_signal(signal.SIGTERM)
+    outputs = [process.communicate(timeout=300)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], "\n".join(outputs)
+    assert "stopped by SIGTERM at step" in outputs[0]
+    saved = max(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit())
+    assert f"at step {saved}," in outputs[0]
+
+
+def test_shards_prepared_apart_make_one_data_set(folder, trained, tmp_path):
+    """Two machines, each its part; the second one finds all shards there and finishes."""
+    arguments = [*tiny.arguments(folder, data__prepared=tmp_path / "parts"), "--mode=prepare"]
+    status, output = tiny.run(*arguments, "--config.data.shards=0/2")
+    assert status == 0 and "left to other processes" in output, output
+    assert not prepared.is_complete(tmp_path / "parts")
+    status, output = tiny.run(*arguments, "--config.data.shards=1/2")
+    assert status == 0 and f"prepared data: {tmp_path / 'parts'}" in output, output
+    for name in ("train", "validation", "test"):
+        whole = prepared.load_split(folder / "prepared", name)
+        parts = prepared.load_split(tmp_path / "parts", name)
+        assert list(whole.ids) == list(parts.ids)
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -194,7 +218,7 @@ def test_two_processes_agree_with_one(folder, cache, trained, replicas):
         (["--config=configs/dmeo.py", "--workdir=w"], "configs/dmeo.py"),
         (["--config=configs/demo.py", "--config.train.batchsize=3"], "batch_size"),
         (["--config=configs/demo.py", "--workdir=w", "--config.model.name=r3d_81"], "r3d_18"),
-        (["--config=configs/ucf101.py", "--workdir=w"], "config.data.root"),
+        (["--config=configs/ucf101.py", "--workdir=/nonexistent/w"], "config.data.root"),
         (["--mode=evaluate", "--workdir=/nonexistent/run"], "holds no trained run"),
     ],
 )

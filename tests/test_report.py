@@ -1,7 +1,6 @@
 """The pictures of a run: what is in them, and what reading cut metrics gives."""
 
 import itertools
-import json
 import subprocess
 import sys
 
@@ -10,7 +9,6 @@ import numpy as np
 import pytest
 
 from skd_jax import report
-from skd_jax.errors import UserError
 
 
 @pytest.fixture
@@ -33,35 +31,6 @@ def pixels(path):
 
 def row(step, split="train", **values):
     return {"step": step, "split": split, **values}
-
-
-def test_metrics_survive_a_kill_and_a_resume(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    lines = [
-        json.dumps(row(10, loss=2.0)),
-        json.dumps(row(10, "validation", loss=2.5)),
-        json.dumps(row(20, loss=1.0)),
-        '{"step": 30, "split": "tra',  # killed while writing, then resumed from step 10
-        json.dumps(row(20, loss=1.1, top1=0.5)),
-        json.dumps(row(30, loss=float("nan"))),
-    ]
-    path.write_text("\n".join(lines) + '\n{"step": 40, "spl')
-    rows = report.read_metrics(path)
-    assert rows[:3] == [
-        row(10, loss=2.0),
-        row(10, "validation", loss=2.5),
-        row(20, loss=1.1, top1=0.5),
-    ]
-    assert len(rows) == 4 and rows[3]["step"] == 30 and np.isnan(rows[3]["loss"])
-
-
-def test_absent_and_empty_metrics_are_named(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    with pytest.raises(UserError, match=r"metrics\.jsonl is missing"):
-        report.read_metrics(path)
-    path.write_text('{"step": 1')
-    with pytest.raises(UserError, match=r"metrics\.jsonl holds no complete row"):
-        report.read_metrics(path)
 
 
 def test_curves_show_what_was_measured(tmp_path, figures):

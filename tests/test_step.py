@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 
-from skd_jax import augment, methods, step
+from skd_jax import augment, methods, models, step
 from skd_jax.step import StepSettings
 from tests.fakes import (
     Linear,
@@ -154,3 +154,21 @@ def test_averages_do_not_share_memory_with_the_weights():
     state = start(methods.create("supervised", Normed()), StepSettings(1, ema_decay=0.9))
     pointers = [x.unsafe_buffer_pointer() for x in jax.tree.leaves((state.variables, state.ema))]
     assert len(set(pointers)) == len(pointers)
+
+
+def test_bfloat16_computes_in_half_and_keeps_everything_else_in_float32():
+    settings = StepSettings(total_steps=10, ema_decay=0.9)
+    batch = pixel_batch(frames=2, canvas=16)
+    results = {}
+    for dtype in ("float32", "bfloat16"):
+        model = models.create("r3d_10", 4, width=0.0625, dtype=dtype)
+        method = methods.create("skd_srl", model, projector_out=8, predictor_hidden=32)
+        crop = augment.AugmentSettings(crop=16)
+        state = step.create_state(method, SGD, jax.random.key(0), (2, 16, 16, 3), settings)
+        state, metrics = compiled(method, settings, augmentation=crop)(state, batch)
+        floats = [x for x in jax.tree.leaves((state, metrics)) if x.dtype != np.int32]
+        assert {x.dtype for x in floats} == {np.dtype("float32")}
+        assert all(np.isfinite(x).all() for x in floats)
+        results[dtype] = metrics["loss"]
+    assert results["bfloat16"] != results["float32"], "nothing was computed in bfloat16"
+    np.testing.assert_allclose(results["bfloat16"], results["float32"], rtol=0.05)
