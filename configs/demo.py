@@ -25,7 +25,7 @@ def get_config(method: str = "skd_srl"):
     config.data.frame_size = 40
     config.augment.crop = 32
     config.clips.frames = 8
-    config.clips.stride = 2
+    config.clips.stride = 1
     config.clips.area = (0.7, 1.0)
     config.clips.flip = False  # a mirrored movement to the left is one to the right
     config.augment.jitter_probability = config.augment.grey_probability = 0.0

@@ -42,11 +42,11 @@ MARKER = "synthetic.json"
 _VERSION = 1
 
 # Per frame, as (lowest, highest); lengths as fractions of the frame's side.
-_MOVE = (2.0 / 64, 4.0 / 64)
-_TURN = (np.deg2rad(7.0), np.deg2rad(15.0))
-_ZOOM = (0.03, 0.055)  # in log scale
+_MOVE = (3.0 / 64, 6.0 / 64)
+_TURN = (np.deg2rad(10.0), np.deg2rad(22.0))
+_ZOOM = (0.05, 0.08)  # in log scale
 _DRIFT = (0.2 / 64, 0.8 / 64)  # of the background
-_RADIUS = (0.20, 0.48)  # largest radius of the object; below 0.5, or it would meet itself
+_RADIUS = (0.15, 0.48)  # largest radius of the object; below 0.5, or it would meet itself
 _DIRECTIONS = {
     "move_left": (-1, 0, 0, 0),
     "move_right": (1, 0, 0, 0),

@@ -187,7 +187,7 @@ def test_a_motion_is_its_opposite_played_backwards(motion):
         ("x", 1.0),
         ("y", 1.0),
         ("angle", 2 * np.pi),
-        ("radius", np.log(0.48 / 0.20)),
+        ("radius", np.log(0.48 / 0.15)),
     ):
         a, b = (np.log(p[name]) if name == "radius" else p[name] for p in (forth, back))
         np.testing.assert_array_equal(a[:, 0], b[:, 0])
