@@ -13,6 +13,7 @@ from skd_jax import parallel, settings, train
 from skd_jax.data import index as index_lib
 from skd_jax.data import pipeline, prepare, prepared, synthetic
 from skd_jax.data.clips import short_video_share
+from skd_jax.data.files import is_remote
 from skd_jax.errors import UserError
 
 Config = Mapping[str, Any]
@@ -78,7 +79,7 @@ def ensure_prepared(config: Config, log: Callable[[str], None]) -> str | None:
 
 
 def _absolute(folder: str) -> str:
-    return folder if "://" in folder else os.path.abspath(folder)
+    return folder if is_remote(folder) else os.path.abspath(folder)
 
 
 def _as_configured(folder: str, data: Config) -> str:
