@@ -9,7 +9,6 @@ What stands behind the colon names the method; every value of the config can be 
 --config.section.key=VALUE.
 """
 
-import difflib
 import errno
 import itertools
 import os
@@ -22,7 +21,9 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow's start-up chat
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from skd_jax.data.files import is_remote
 from skd_jax.errors import UserError
+from skd_jax.names import unknown
 
 MODES = ("train", "prepare", "evaluate", "predict")
 
@@ -45,11 +46,13 @@ def main(argv: list[str]) -> None:
     # Imported late: --help and a mistyped flag should answer at once.
     import jax
 
-    from skd_jax import modes, parallel, predict
+    from skd_jax import memory, modes, parallel, predict
 
     parallel.start_processes(
         _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, _CLUSTER.value
     )
+    if jax.default_backend() == "cpu":
+        memory.keep_freed_memory()
     log = print if jax.process_index() == 0 else (lambda _: None)
     mode, inputs = _MODE.value, argv[1:]
     if inputs and mode != "predict":
@@ -62,7 +65,7 @@ def main(argv: list[str]) -> None:
     if mode == "prepare":
         modes.run_prepare(_CONFIG.value.to_dict(), log)
         return
-    if "://" in _WORKDIR.value:
+    if is_remote(_WORKDIR.value):
         raise UserError(f"--workdir={_WORKDIR.value}: a workdir is a folder of this machine")
     folder = Path(_WORKDIR.value)
     if mode == "train":
@@ -102,9 +105,7 @@ def _parse(argv: list[str]) -> list[str]:
 def _check_config_file(name: str) -> None:
     if not Path(name).is_file():
         there = sorted(str(p) for p in Path(name).parent.glob("*.py") if p.stem != "__init__")
-        near = difflib.get_close_matches(name, there, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"there: {', '.join(there) or 'none'}"
-        raise UserError(f"no config file {name!r}; {hint}")
+        raise unknown("config file", name, there)
 
 
 def run() -> None:

@@ -30,13 +30,13 @@ def get_config(method: str = "skd_srl"):
     config.clips.flip = False  # a mirrored movement to the left is one to the right
     config.augment.jitter_probability = config.augment.grey_probability = 0.0
     config.optim.name = "adamw"
-    config.optim.learning_rate = 0.003
+    config.optim.learning_rate = 0.001
     config.optim.weight_decay = 0.02
     config.optim.warmup = "1 epochs"
-    config.train.batch_size = 16
-    config.train.duration = "15 epochs"
-    config.train.eval_every = "3 epochs"
-    config.train.checkpoint_every = "1 epochs"
+    config.train.batch_size = 8
+    config.train.duration = "16 epochs"
+    config.train.eval_every = "4 epochs"
+    config.train.checkpoint_every = "2 epochs"
     config.eval.clips = 4
     config.eval.batch_size = 16
     return config

@@ -19,6 +19,7 @@ from etils import epath
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from skd_jax import parallel
+from skd_jax.data.files import is_remote
 from skd_jax.errors import UserError
 
 PyTree = Any
@@ -53,7 +54,7 @@ class Checkpoints:
     ):
         self._directory = str(directory)
         self._log = log
-        self._drop_damaged_metrics()
+        parallel.on_first(self._drop_damaged_metrics)
         policy = preservation_policy.AnyPreservationPolicy(
             [
                 preservation_policy.LatestN(n=keep),
@@ -63,7 +64,7 @@ class Checkpoints:
             ]
         )
         self._manager = ocp.CheckpointManager(
-            Path(directory).absolute() if "://" not in self._directory else self._directory,
+            self._directory if is_remote(self._directory) else Path(directory).absolute(),
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=policy, best_fn=rank, enable_async_checkpointing=True
             ),
@@ -194,9 +195,6 @@ class Checkpoints:
     def _drop_damaged_metrics(self) -> None:
         # The manager reads all of them when it opens, and would fail at one cut by a crash of the
         # machine. Without them the state is still there, only not ranked.
-        if jax.process_index() > 0:  # one process renames, the others wait for it
-            parallel.barrier("checkpoint metrics checked")
-            return
         for path in epath.Path(self._directory).glob("*/metrics/metrics"):
             try:
                 json.loads(path.read_text())
@@ -206,13 +204,10 @@ class Checkpoints:
                     "the checkpoint counts as not evaluated"
                 )
                 path.rename(path.with_name("metrics.unreadable"))
-        parallel.barrier("checkpoint metrics checked")
 
     def _set_aside(self, step: int) -> None:
-        if jax.process_index() == 0:
-            folder = epath.Path(self._directory) / str(step)
-            folder.rename(folder.with_name(f"unreadable-{step}"))
-        parallel.barrier(f"checkpoint {step} set aside")
+        folder = epath.Path(self._directory) / str(step)
+        parallel.on_first(lambda: folder.rename(folder.with_name(f"unreadable-{step}")))
         self._manager.reload()
 
     def _naming_failures(self):

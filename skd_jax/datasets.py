@@ -42,14 +42,11 @@ def ensure_prepared(config: Config, log: Callable[[str], None]) -> str | None:
             "config.data.root is not set; add --config.data.root=FOLDER, where the videos are "
             "(or --config.data.prepared=FOLDER, an already prepared data set)"
         )
-    if "synthetic" in data and jax.process_index() == 0:
-        synthetic.write_dataset(
-            Path(data["root"]),
-            settings.dataclass_from(
-                synthetic.SyntheticSettings, data["synthetic"], "data.synthetic"
-            ),
+    if "synthetic" in data:
+        videos = settings.dataclass_from(
+            synthetic.SyntheticSettings, data["synthetic"], "data.synthetic"
         )
-    parallel.barrier("videos written")
+        parallel.on_first(lambda: synthetic.write_dataset(Path(data["root"]), videos))
     index = index_lib.build_index(
         data["name"],
         data["root"],
@@ -69,13 +66,12 @@ def ensure_prepared(config: Config, log: Callable[[str], None]) -> str | None:
     )
     name = f"{data['name']}-{prepare.fingerprint(index, storage)[:12]}"
     folder = epath.Path(_absolute(data["prepared"] or os.path.join("prepared", name)))
-    complete = True
-    if jax.process_index() == 0:
-        for note in index.notes:
-            log(f"note: {note}")
-        complete = prepare.prepare(index, folder, storage, shards=data["shards"] or None, log=log)
-    parallel.barrier("data prepared")
-    return os.fspath(folder) if complete else None
+    for note in index.notes:
+        log(f"note: {note}")
+    complete = parallel.on_first(
+        lambda: prepare.prepare(index, folder, storage, shards=data["shards"] or None, log=log)
+    )
+    return None if complete is False else os.fspath(folder)
 
 
 def _absolute(folder: str) -> str:
@@ -139,7 +135,8 @@ def loop_data(config: Config, folder: str, views: int, log: Callable[[str], None
         held_out = prepared.load_split(folder, "validation")
 
         def validation():
-            return eval_batches(config, held_out, clips=config["eval"]["validation_clips"], crops=1)
+            clips = settings.evaluation(config).validation_clips
+            return eval_batches(config, held_out, clips=clips, crops=1)
 
     def batches(start: int) -> Iterator[train.Batch]:
         return pipeline.train_batches(
@@ -167,7 +164,7 @@ def eval_batches(
         crops=crops,
         fraction=settings.crop_fraction(config),
         canvas=config["data"]["frame_size"],
-        batch_size=parallel.divisible(config["eval"]["batch_size"]),
+        batch_size=parallel.divisible(settings.evaluation(config).batch_size),
         threads=config["train"]["threads"] or None,
         **_process(),
     )

@@ -51,9 +51,7 @@ def run_train(config: Config, folder: Path, log: Log) -> None:
     settings.check(config)
     batch_size = config["train"]["batch_size"]
     parallel.check_batch_size(batch_size, config["train"]["accumulate"])
-    if jax.process_index() == 0:
-        workdir.claim(folder, config)
-    parallel.barrier("workdir claimed")
+    parallel.on_first(lambda: workdir.claim(folder, config))
     data_folder = datasets.ensure_prepared(config, log)
     if data_folder is None:
         raise UserError(
@@ -61,9 +59,7 @@ def run_train(config: Config, folder: Path, log: Log) -> None:
             "without config.data.shards"
         )
     data = datasets.describe(data_folder)
-    if jax.process_index() == 0:
-        _record(folder, data)
-    parallel.barrier("data recorded")
+    parallel.on_first(lambda: _record(folder, data))
 
     method = settings.method(config, len(data["class_names"]))
     videos = data["splits"]["train"]["videos"]
@@ -127,7 +123,8 @@ def run_evaluate(folder: Path, split_name: str, log: Log) -> dict[str, Any]:
             step.eval_step, method=trained.method, augmentation=settings.augmentation(config)
         )
     )
-    clips, crops = config["eval"]["clips"], config["eval"]["crops"]
+    evaluation = settings.evaluation(config)
+    clips, crops = evaluation.clips, evaluation.crops
 
     def scores_of(variables):
         batches = datasets.eval_batches(config, split, clips=clips, crops=crops)

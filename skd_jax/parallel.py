@@ -174,7 +174,26 @@ def start_processes(
         raise UserError(f"cannot join the other processes: {error}") from error
 
 
-def barrier(name: str) -> None:
-    """Waits until all processes are here."""
+def on_first(action: Callable[[], Any]) -> Any:
+    """Runs `action` in process 0 while the others wait for it.
+
+    Returns:
+      What the action returned, in process 0; None in the others.
+
+    Raises:
+      UserError: in the other processes, if the action failed, so that none waits for ever.
+      Exception: in process 0, whatever the action raised.
+    """
+    result = failure = None
+    if jax.process_index() == 0:
+        try:
+            result = action()
+        except Exception as error:  # noqa: BLE001, raised again once the others know
+            failure = error
     if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)
+        failed = multihost_utils.broadcast_one_to_all(np.int32(failure is not None))
+        if failed and failure is None:
+            raise UserError("process 0 has failed; its own message says why")
+    if failure is not None:
+        raise failure
+    return result

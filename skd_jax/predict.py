@@ -111,6 +111,7 @@ def _classifier(trained: classifier.Trained) -> Callable[[Path], dict[str, Any]]
 
 def _clips(path: Path, config: dict[str, Any]) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
     data, length = config["data"], config["clips"]["frames"]
+    evaluation = settings.evaluation(config)
 
     def stream() -> decode.FrameStream:
         return decode.iter_frames(
@@ -128,8 +129,8 @@ def _clips(path: Path, config: dict[str, Any]) -> tuple[dict[str, np.ndarray], t
         width,
         frames=length,
         stride=config["clips"]["stride"],
-        clips=config["eval"]["clips"],
-        crops=config["eval"]["crops"],
+        clips=evaluation.clips,
+        crops=evaluation.crops,
         fraction=settings.crop_fraction(config),
     )
     frames = dict(enumerate(held))

@@ -180,6 +180,16 @@ def start_two(*arguments):
     return [tiny.start(*together, f"--process_id={number}") for number in range(2)]
 
 
+def test_error_of_the_first_process_ends_the_other_too(folder, trained):
+    """Only process 0 compares the config with the workdir's; neither may wait for the other."""
+    arguments = tiny.arguments(folder, train__duration="61 steps")
+    processes = start_two(f"--workdir={trained}", *arguments)
+    first, second = (process.communicate(timeout=120)[0] for process in processes)
+    assert [process.returncode for process in processes] == [2, 2], first + second
+    assert "train.duration" in first
+    assert "process 0 has failed" in second
+
+
 def test_two_processes_stop_together_at_a_sigterm_to_one(folder, trained):
     workdir = folder / "stopped"
     processes = start_two(

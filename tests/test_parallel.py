@@ -249,5 +249,11 @@ def test_single_process_starts_nothing(monkeypatch):
     parallel.start_processes(None, None, None, False)
 
 
+def test_first_process_result_and_failure_when_alone():
+    assert parallel.on_first(lambda: 7) == 7
+    with pytest.raises(KeyError):
+        parallel.on_first(lambda: {}["missing"])
+
+
 if __name__ == "__main__":
     np.savez(sys.argv[1], **everything(["pmap", "shard_map"]))

@@ -39,14 +39,14 @@ MOTIONS = (
 
 MARKER = "synthetic.json"
 # Raised whenever the same settings would give other pixels, so that no old file is taken for new.
-_VERSION = 1
+_VERSION = 2
 
 # Per frame, as (lowest, highest); lengths as fractions of the frame's side.
 _MOVE = (3.0 / 64, 6.0 / 64)
 _TURN = (np.deg2rad(10.0), np.deg2rad(22.0))
-_ZOOM = (0.05, 0.08)  # in log scale
+_ZOOM = (0.045, 0.07)  # in log scale
 _DRIFT = (0.2 / 64, 0.8 / 64)  # of the background
-_RADIUS = (0.15, 0.48)  # largest radius of the object; below 0.5, or it would meet itself
+_RADIUS = (0.13, 0.49)  # largest radius of the object; below 0.5, or it would meet itself
 _DIRECTIONS = {
     "move_left": (-1, 0, 0, 0),
     "move_right": (1, 0, 0, 0),
@@ -322,9 +322,9 @@ def _texture(rng: np.random.Generator):
     """Draws stripes, a checkerboard or noise: a function of points (u, v) to float32 in [0, 1]."""
     kind = rng.integers(3)
     heading = rng.uniform(0, 2 * np.pi) + np.array([0, np.pi / 2])
-    waves = 2 * np.pi * rng.uniform(0.8, 1.5, 2)  # radians per radius of the object
+    waves = 2 * np.pi * rng.uniform(0.6, 1.1, 2)  # radians per radius of the object
     phases = rng.uniform(0, 2 * np.pi, 2)
-    spread = rng.standard_normal((5, 2)) * (2 * np.pi * 0.8)
+    spread = rng.standard_normal((5, 2)) * (2 * np.pi * 0.6)
     offsets = rng.uniform(0, 2 * np.pi, 5)
     sharpness = np.float32(rng.uniform(1.5, 4.0))
     if kind < 2:
