@@ -22,10 +22,10 @@ def get_config(method: str = "skd_srl"):
     config.clips.area = (0.4, 1.0)
     config.augment.crop = 64
     config.optim.name = "adamw"
-    config.optim.learning_rate = 0.002
+    config.optim.learning_rate = 0.001
     config.optim.weight_decay = 0.05
-    config.train.batch_size = 16
-    config.train.duration = "25 epochs"
+    config.train.batch_size = 8
+    config.train.duration = "50 epochs"
     config.eval.clips = 5
     config.eval.batch_size = 16
     return config
