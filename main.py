@@ -120,9 +120,12 @@ def run() -> None:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
             raise
         where = f" ({error.filename})" if error.filename else ""
+        if error.errno in (errno.EACCES, errno.EROFS):
+            advice = "change its permissions or take another folder"
+        else:
+            advice = "make room or take another folder and run the same command again"
         print(
-            f"error: cannot write: {error.strerror}{where}. What was saved before is whole; make "
-            "room or take another folder and run the same command again",
+            f"error: {error.strerror}{where}; {advice}. What was saved before is whole",
             file=sys.stderr,
         )
         sys.exit(2)

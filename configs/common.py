@@ -43,6 +43,8 @@ def base_config(method: str = "skd_srl") -> ml_collections.ConfigDict:
             "frame_size": 128,  # short side of the stored frames, pixels
             "jpeg_quality": 95,
             "max_fps": 0.0,  # 0 keeps every frame
+            "max_frames": 0,  # kept of each video, from its start; 0 keeps all
+            "min_frames": 4,  # a video of which fewer decode is rejected
             "shards": "",  # "0/4": this machine prepares every fourth shard, from the first
             "workers": 0,  # processes that prepare; 0 is one for each core
         }

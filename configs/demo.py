@@ -14,7 +14,7 @@ from skd_jax.data.synthetic import SyntheticSettings
 def get_config(method: str = "skd_srl"):
     """A small network on small clips: a few minutes on two CPU cores."""
     config = common.base_config(method)
-    if method == "skd_srl":
+    if "lambda_sim" in config.method:
         # Views agree in texture long before they agree in motion: a strong pull delays the classes.
         config.method.lambda_sim = 0.05
     config.model.name = "r3d_10"
@@ -30,11 +30,11 @@ def get_config(method: str = "skd_srl"):
     config.clips.flip = False  # a mirrored movement to the left is one to the right
     config.augment.jitter_probability = config.augment.grey_probability = 0.0
     config.optim.name = "adamw"
-    config.optim.learning_rate = 0.001
+    config.optim.learning_rate = 0.0015
     config.optim.weight_decay = 0.02
     config.optim.warmup = "1 epochs"
     config.train.batch_size = 8
-    config.train.duration = "16 epochs"
+    config.train.duration = "22 epochs"
     config.train.eval_every = "4 epochs"
     config.train.checkpoint_every = "2 epochs"
     config.eval.clips = 4

@@ -265,7 +265,8 @@ def unflatten(flat: Mapping[str, np.ndarray], template: PyTree, source: str = ""
         hint = " (another number of classes?)" if head and len(head) == len(wrong) else ""
         more = f" and {len(wrong) - 4} more" if len(wrong) > 4 else ""
         raise UserError(
-            f"checkpoint {source} does not fit the model{hint}: " + "; ".join(wrong[:4]) + more
+            f"checkpoint {source} does not fit the model{hint}: {'; '.join(wrong[:4])}{more}. Use "
+            "the config and data it was made with, or train in another --workdir"
         )
     return jax.tree_util.tree_unflatten(structure, [flat[name] for name in wanted])
 

@@ -62,6 +62,8 @@ def ensure_prepared(config: Config, log: Callable[[str], None]) -> str | None:
         frame_size=data["frame_size"],
         jpeg_quality=data["jpeg_quality"],
         max_fps=data["max_fps"] or None,
+        max_frames=data["max_frames"] or None,
+        min_frames=data["min_frames"],
         workers=data["workers"],
     )
     name = f"{data['name']}-{prepare.fingerprint(index, storage)[:12]}"

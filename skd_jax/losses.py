@@ -23,8 +23,8 @@ def cross_entropy(
 
     Args:
       logits: (B, K) floats.
-      labels: (B,) integer class ids in [0, K), or (B, K) probabilities. An id outside has no class to
-        be compared with, and its loss is 0.
+      labels: (B,) integer class ids in [0, K), or (B, K) probabilities. An id outside has no class
+        to be compared with: only the smoothing's share e / K of every class is left of its target.
       label_smoothing: e in [0, 1).
 
     Returns:

@@ -197,7 +197,9 @@ def _report(folder: Path, results: dict[str, Any], class_names: tuple[str, ...],
 
 def _record(folder: Path, data: dict[str, Any]) -> None:
     path = folder / workdir.DATA
-    if path.is_file() and (old := workdir.read_data(folder))["fingerprint"] != data["fingerprint"]:
+    # As with the config: what failed before its first checkpoint may be corrected.
+    trained = path.is_file() and workdir.has_checkpoint(folder)
+    if trained and (old := workdir.read_data(folder))["fingerprint"] != data["fingerprint"]:
         raise UserError(
             f"{folder} was trained on data with fingerprint {old['fingerprint'][:12]} "
             f"({old['prepared']}), this is {data['fingerprint'][:12]} ({data['prepared']}): the "

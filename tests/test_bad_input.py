@@ -143,7 +143,27 @@ def test_all_videos_rejected(tmp_path):
             path = tmp_path / "videos" / split / name / "v.mp4"
             path.parent.mkdir(parents=True)
             path.write_bytes(f"not a video {split} {name}".encode())
-    fails(config, tmp_path / "run", "train")
+    fails(config, tmp_path / "run", "rejected.csv")
+
+
+def test_other_data_before_the_first_checkpoint_and_after_it(folder, tmp_path):
+    """What failed before it had trained may be corrected; what was trained may not change."""
+    config = tiny.config(folder, train__duration="1 steps")
+    data = datasets.describe(config["data"]["prepared"])
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "data.json").write_text(json.dumps(data | {"fingerprint": "0" * 32}))
+    modes.run_train(config, run, print)
+    assert json.loads((run / "data.json").read_text())["fingerprint"] == data["fingerprint"]
+    (run / "data.json").write_text(json.dumps(data | {"fingerprint": "0" * 32}))
+    fails(config, run, "fingerprint 000000000000", "another --workdir")
+
+
+def test_too_few_frames_are_rejected_with_the_number(tmp_path):
+    with pytest.raises(UserError, match="rejected.csv"):
+        datasets.ensure_prepared(tiny.config(tmp_path, data__min_frames=11), print)
+    reasons = (tmp_path / "prepared" / "rejected.csv").read_text()
+    assert "only 10 frames, at least 11 are needed" in reasons
 
 
 def test_checkpoint_with_another_number_of_classes(folder, tmp_path):
@@ -155,3 +175,4 @@ def test_checkpoint_with_another_number_of_classes(folder, tmp_path):
     with pytest.raises(UserError, match="number of classes") as error:
         classifier.load(tmp_path)
     assert "(9,)" in str(error.value) and "(8,)" in str(error.value)
+    assert "another --workdir" in str(error.value)

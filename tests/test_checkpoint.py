@@ -127,6 +127,17 @@ def test_an_unreadable_newest_one_falls_back(checkpoints, tmp_path, lines, how):
     assert Checkpoints(tmp_path).restore_latest()[1]["params.model.fc.kernel"][0, 0] == 5
 
 
+def test_an_unreadable_best_one_falls_back_to_the_next_best(checkpoints, tmp_path, lines):
+    for step, top1 in ((1, 0.3), (2, 0.9), (3, 0.5)):
+        checkpoints.save(step, state(step), {"top1": top1, "loss": 1.0})
+    checkpoints.wait()
+    damage(tmp_path / "2" / "default")
+    step, flat, values = Checkpoints(tmp_path, keep=3, log=lines.append).restore_best()
+    assert step == 3 and flat["params.model.fc.kernel"][0, 0] == 3 and values["top1"] == 0.5
+    assert f"{tmp_path}/2 is unreadable" in lines[-1] and "the next best" in lines[-1]
+    assert (tmp_path / "2").is_dir()
+
+
 def test_damaged_metrics_leave_the_state_readable(checkpoints, tmp_path, lines):
     for step in (1, 2):
         checkpoints.save(step, state(step), {"top1": 0.1 * step, "loss": 1.0})

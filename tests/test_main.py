@@ -4,6 +4,7 @@ import shutil
 import signal
 import socket
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -146,6 +147,26 @@ def test_predict_reports_a_bad_file_and_goes_on(trained, folder, cache, tmp_path
     assert "broken.mp4" in output and "2 of 3 videos classified" in output
 
 
+def test_predict_agrees_with_evaluate(trained, folder, cache, tmp_path):
+    """Two paths to the same clips: from the files, and from the stored JPEG frames."""
+    workdir, _ = trained
+    output_file = tmp_path / "predictions.json"
+    tests = folder / "videos" / "test"
+    status, output = tiny.run(
+        "--mode=predict", f"--workdir={workdir}", f"--output={output_file}", tests, **cache
+    )
+    assert status == 0, output
+    names = tiny.read(workdir / "data.json")["class_names"]
+    confusion = np.zeros((len(names), len(names)), int)
+    for entry in tiny.read(output_file)["videos"]:
+        truth = Path(entry["file"]).parent.name
+        confusion[names.index(truth), names.index(entry["predictions"][0]["class"])] += 1
+    expected = np.array(tiny.read(workdir / "results.json")["confusion"])
+    # JPEG's losses may turn one video of the sixteen; other windows or frames would turn more.
+    assert confusion.sum() == expected.sum() == 16
+    assert np.abs(confusion - expected).sum() <= 2
+
+
 @pytest.mark.parametrize("replicas", ["pmap", "shard_map"])
 def test_two_processes_agree_with_one(folder, cache, trained, replicas):
     """A real two-process run of the demo: the same parameters within float tolerance."""
@@ -161,6 +182,7 @@ def test_two_processes_agree_with_one(folder, cache, trained, replicas):
     processes = start_two(f"--workdir={together}", *arguments)
     outputs = [process.communicate(timeout=300)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], "\n".join(outputs)
+    assert "2 cpu device(s)" in outputs[0]
     expected, found = final_state(alone), final_state(together)
     for name, value in expected.items():
         np.testing.assert_allclose(found[name], value, rtol=1e-3, atol=1e-4, err_msg=name)
@@ -223,11 +245,14 @@ def test_shards_prepared_apart_make_one_data_set(folder, trained, tmp_path):
     [
         (["--wrong=3"], "Unknown command line flag 'wrong'"),
         (["--config=configs/demo.py"], "--workdir"),
-        (["--workdir=w"], "--config"),
-        (["--config=configs/demo.py:skd_slr", "--workdir=w"], "did you mean 'skd_srl'"),
-        (["--config=configs/dmeo.py", "--workdir=w"], "configs/dmeo.py"),
+        (["--workdir=runs/none"], "--config"),
+        (["--config=configs/demo.py:skd_slr", "--workdir=runs/none"], "did you mean 'skd_srl'"),
+        (["--config=configs/dmeo.py", "--workdir=runs/none"], "configs/dmeo.py"),
         (["--config=configs/demo.py", "--config.train.batchsize=3"], "batch_size"),
-        (["--config=configs/demo.py", "--workdir=w", "--config.model.name=r3d_81"], "r3d_18"),
+        (
+            ["--config=configs/demo.py", "--workdir=runs/none", "--config.model.name=r3d_81"],
+            "r3d_18",
+        ),
         (["--config=configs/ucf101.py", "--workdir=/nonexistent/w"], "config.data.root"),
         (["--mode=evaluate", "--workdir=/nonexistent/run"], "holds no trained run"),
     ],

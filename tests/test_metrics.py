@@ -97,6 +97,11 @@ def test_collapse_warning(spread, warns):
         assert f"{spread:.3f} of 1/sqrt(D)" in warning and "method.lambda_sim" in warning
 
 
+def test_collapse_warning_of_the_projection_alone():
+    warning = metrics.collapse_warning({"embedding_std": 0.9, "projection_std": 0.02})
+    assert "the projection collapses" in warning
+
+
 @pytest.mark.parametrize("values", [{}, {"embedding_std": float("nan")}])
 def test_no_collapse_warning_without_a_spread(values):
     assert metrics.collapse_warning(values) is None

@@ -292,12 +292,12 @@ def _notes_on_missing(listing: Listing) -> list[str]:
 def _notes_on_duplicates(
     splits: Mapping[str, tuple[Entry, ...]], duplicates: Iterable[Sequence[str]]
 ) -> list[str]:
-    """Warnings about identical files across splits or classes."""
+    """What is identical: pairs across splits or classes one by one, those within one counted."""
     where = defaultdict(list)
     for key, entries in splits.items():
         for entry in entries:
             where[entry.path].append((key, entry))
-    across, contradicting = [], []
+    across, contradicting, within = [], [], []
     for paths in duplicates:
         items = [item for path in paths for item in where[path]]
         told = " = ".join(f"{entry.id} ({key})" for key, entry in items)
@@ -305,12 +305,17 @@ def _notes_on_duplicates(
             across.append(told)
         if len({entry.class_name for _, entry in items}) > 1:
             contradicting.append(told)
+        if told not in across and told not in contradicting:
+            within.append(told)
     notes = []
     if across:
         notes.append(f"byte-identical files in two splits ({len(across)}): {_examples(across)}")
     if contradicting:
         told = _examples(contradicting)
         notes.append(f"byte-identical files with two classes ({len(contradicting)}): {told}")
+    if within:
+        told = _examples(within)
+        notes.append(f"byte-identical files in one split and class ({len(within)}): {told}")
     return notes
 
 

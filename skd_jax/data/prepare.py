@@ -115,6 +115,7 @@ def _check_settings(settings: PrepareSettings) -> None:
         "jpeg_quality": (1, 100),
         "max_fps": (1e-3, math.inf),
         "max_frames": (1, math.inf),
+        "min_frames": (1, math.inf),
         "videos_per_shard": (1, math.inf),
         "workers": (0, math.inf),
     }

@@ -43,6 +43,7 @@ class PrepareSettings:
       jpeg_quality: 1 to 100; colour is stored at half resolution (4:2:0).
       max_fps: frames beyond this rate are dropped; None keeps all.
       max_frames: only so many frames from the start are kept; None keeps all.
+      min_frames: a video of which fewer frames decode is rejected.
       videos_per_shard: upper limit; 32 ten-second videos of 128 pixels are about 110 MB. Small
         splits are cut into at least 8 shards, so that the cores have work.
       workers: processes; 0 means one for each available core. Has no effect on what is written.
@@ -52,6 +53,7 @@ class PrepareSettings:
     jpeg_quality: int = 95
     max_fps: float | None = None
     max_frames: int | None = None
+    min_frames: int = 4
     videos_per_shard: int = 32
     workers: int = 0
 
@@ -158,6 +160,7 @@ def encode_video(video: Video, settings: PrepareSettings) -> EncodedVideo:
         short_side=settings.frame_size,
         max_fps=settings.max_fps,
         max_frames=settings.max_frames,
+        min_frames=settings.min_frames,
     )
     jpegs, size, height, width = [], 0, 0, 0
     for frame in stream:
