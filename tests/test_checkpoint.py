@@ -238,7 +238,7 @@ def test_missing_and_extra_parameters_are_named():
 
 
 def test_a_long_list_is_cut():
-    with pytest.raises(UserError, match=r" and \d+ more$"):
+    with pytest.raises(UserError, match=r" and \d+ more\. Use"):
         checkpoint.unflatten({}, state())
 
 
