@@ -1,6 +1,8 @@
 """Flax layers that the video models share."""
 
+import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -18,6 +20,14 @@ def kaiming_normal_fan_out(key: jax.Array, shape: tuple[int, ...], dtype: Any = 
     scale = math.sqrt(2 / (math.prod(shape[:-2]) * shape[-1]))
     # The draw is flat because XLA on CPU takes seconds to compile one of five dimensions.
     return scale * jax.random.normal(key, (math.prod(shape),), dtype).reshape(shape)
+
+
+def uniform_fan_in(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32):
+    """Uniform within 1 / sqrt(inputs of a feature): PyTorch's default for kernels."""
+    bound = 1 / math.sqrt(math.prod(shape[:-1]))
+    # Flat for the reason above.
+    draw = jax.random.uniform(key, (math.prod(shape),), dtype, -bound, bound)
+    return draw.reshape(shape)
 
 
 class Conv3D(nn.Module):
@@ -72,3 +82,101 @@ class BatchNorm(nn.BatchNorm):
 def global_average_pool(x: jax.Array) -> jax.Array:
     """Mean over T, H and W: (B, T, H, W, C) of any float dtype -> (B, C) float32."""
     return jnp.mean(x, axis=(1, 2, 3), dtype=jnp.float32)
+
+
+def classify(
+    embedding: jax.Array,
+    num_classes: int,
+    dropout: float,
+    train: bool,
+    kernel_init: nn.initializers.Initializer = uniform_fan_in,
+) -> jax.Array:
+    """Dropout in training, then the linear layer "fc" of the calling module, all in float32.
+
+    Args:
+      embedding: shape (..., D).
+      num_classes: length of the logits.
+      dropout: share of the embedding that is dropped.
+      train: whether dropout acts; it takes the rng "dropout".
+      kernel_init: of the linear layer; its bias starts at 0.
+
+    Returns:
+      Logits, float32, shape (..., num_classes).
+    """
+    x = nn.Dropout(dropout, deterministic=not train)(embedding)
+    return nn.Dense(num_classes, kernel_init=kernel_init, dtype=jnp.float32, name="fc")(x)
+
+
+def max_pool(
+    x: jax.Array, window: Triple, strides: Triple, padding: Triple = (0, 0, 0)
+) -> jax.Array:
+    """Maximum over windows of T, H and W, as PyTorch's MaxPool3d (ceil_mode=False).
+
+    Axis after axis by comparing shifted slices: XLA's gradient of a window reduction searches every
+    window anew, one element at a time on CPU. Among equal maxima the first in (T, H, W) order takes
+    the gradient, as in PyTorch; a NaN in the window is the maximum.
+
+    Args:
+      x: float, shape (B, T, H, W, C).
+      window: size over (T, H, W).
+      strides: steps over (T, H, W).
+      padding: positions that are never the maximum on each of the two sides of (T, H, W), at most
+        half the window.
+
+    Returns:
+      Shape (B, T', H', W', C), T' = (T + 2 * padding - window) // stride + 1, likewise H', W'.
+
+    Raises:
+      ValueError: a window larger than the padded clip, or padding above half the window.
+    """
+    for name, size, k, p in zip("THW", x.shape[1:4], window, padding, strict=True):
+        if 2 * p > k:
+            raise ValueError(
+                f"padding {p} is more than half of the pooling window {k}, axis {name}"
+            )
+        if size + 2 * p < k:
+            raise ValueError(
+                f"maps of shape {x.shape} are too small: axis {name} has {size}, the pooling window "
+                f"needs at least {k - 2 * p}; give longer or larger clips"
+            )
+    # W before H before T, for the first maximum to win.
+    for axis in (2, 1, 0):
+        x = _max_over_axis(x, axis + 1, window[axis], strides[axis], padding[axis])
+    return x
+
+
+def _max_over_axis(x: jax.Array, axis: int, window: int, stride: int, padding: int) -> jax.Array:
+    pads = [(0, 0)] * x.ndim
+    pads[axis] = (padding, padding)
+    x = jnp.pad(x, pads, constant_values=-jnp.inf)
+    span = (x.shape[axis] - window) // stride * stride + 1
+    taps = [jax.lax.slice_in_dim(x, i, i + span, stride, axis) for i in range(window)]
+    return functools.reduce(lambda a, b: jnp.where((a >= b) | jnp.isnan(a), a, b), taps)
+
+
+def scaled(channels: int, width: float) -> int:
+    """A number of channels times `width`, rounded, at least 1."""
+    return max(1, round(channels * width))
+
+
+def check_clips(clips: jax.Array) -> None:
+    """Raises a ValueError unless `clips` has shape (B, T, H, W, 3)."""
+    if clips.ndim != 5 or clips.shape[-1] != 3:
+        raise ValueError(f"clips of shape (B, T, H, W, 3) expected; got shape {clips.shape}")
+
+
+def stage_runner(remat: bool) -> Callable[..., Any]:
+    """How a network runs a stage: `run(stage, module, *maps)` is `stage(module, *maps)`.
+
+    `stage` is a function that creates its layers below `module`, which is the network itself, so
+    parameters have the same names either way.
+
+    Args:
+      remat: whether what `stage` computes inside is computed again in the backward pass, from its
+        inputs alone, instead of being kept for it.
+    """
+
+    def run(stage, module, *maps):
+        return (nn.remat(stage) if remat else stage)(module, *maps)
+
+    return run
