@@ -20,10 +20,15 @@ from skd_jax.names import look_up, unknown
 __all__ = ["Entry", "Outputs", "create", "describe", "names", "options"]
 
 # Each has its models in MODELS, by name.
-_FAMILIES = (hara_resnet3d, mc3, r2plus1d, resnet3d, s3d)
+FAMILIES = (hara_resnet3d, mc3, r2plus1d, resnet3d, s3d)
 
 
-def _join(tables: Iterable[Mapping[str, Entry]]) -> dict[str, Entry]:
+def join(tables: Iterable[Mapping[str, Entry]]) -> dict[str, Entry]:
+    """One table of all the families' models.
+
+    Raises:
+      ValueError: a name stands in two of them.
+    """
     joined: dict[str, Entry] = {}
     for table in tables:
         if twice := joined.keys() & table.keys():
@@ -32,7 +37,7 @@ def _join(tables: Iterable[Mapping[str, Entry]]) -> dict[str, Entry]:
     return joined
 
 
-_MODELS = _join(family.MODELS for family in _FAMILIES)
+_MODELS = join(family.MODELS for family in FAMILIES)
 
 
 def names() -> tuple[str, ...]:

@@ -37,70 +37,40 @@ so do convN and bnN; downsample.0 is downsample_conv, downsample.1 downsample_bn
 """
 
 import functools
-from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
 
+from skd_jax.models.blocks import scaled
+from skd_jax.models.classifier import VideoClassifier
 from skd_jax.models.entry import Entry
-from skd_jax.models.layers import (
-    BatchNorm,
-    Conv3D,
-    check_clips,
-    classify,
-    global_average_pool,
-    max_pool,
-    scaled,
-)
+from skd_jax.models.layers import global_average_pool, max_pool
 from skd_jax.models.outputs import Outputs
-from skd_jax.models.residual import (
-    BasicBlock,
-    Bottleneck,
-    projection,
-    residual_stages,
-    zero_padding,
-)
+from skd_jax.models.residual import BasicBlock, Bottleneck, projection, zero_padding
 from skd_jax.models.resnet3d import full
 from skd_jax.names import look_up
 
 _SHORTCUTS = {"A": lambda conv, norm: zero_padding, "B": projection}
 
 
-class HaraResNet3D(nn.Module):
+class HaraResNet3D(VideoClassifier):
     """3D-ResNet with a 7x7x7 stem; `apply(variables, clips, train=...)` gives `Outputs`.
 
-    Collections, `train` and rngs as those of `resnet3d.ResNet3D`.
-
     Attributes:
-      num_classes: length of the logits.
       stage_sizes: blocks in each of the four stages.
       bottleneck: whether the blocks are bottlenecks.
       shortcut: "A" or "B", as above.
-      width: multiplies the channels 64, 128, 256, 512 of the stages.
-      dtype: compute dtype, e.g. "bfloat16"; parameters, statistics, embedding and logits stay
-        float32.
-      axis_name: mapped axis over which BatchNorm averages its training statistics; None for none.
-      dropout: share of the embedding dropped before the classifier in training.
       zero_init_residual: whether each block's last BatchNorm scale starts at 0 (the block is then
         its shortcut).
-      remat: whether the activations inside each stage are computed again in the backward pass
-        instead of being kept, which saves memory and costs about one more forward pass.
 
     Raises:
       UserError: there is no such shortcut.
     """
 
-    num_classes: int
-    stage_sizes: tuple[int, int, int, int]
-    bottleneck: bool
+    stage_sizes: tuple[int, int, int, int] = (3, 4, 6, 3)
+    bottleneck: bool = True
     shortcut: str = "B"
-    width: float = 1.0
-    dtype: Any = jnp.float32
-    axis_name: str | None = None
-    dropout: float = 0.0
     zero_init_residual: bool = False
-    remat: bool = False
 
     def __post_init__(self):
         look_up("shortcut", self.shortcut, _SHORTCUTS)
@@ -117,33 +87,35 @@ class HaraResNet3D(nn.Module):
         Raises:
           ValueError: clips of another rank or number of channels.
         """
-        check_clips(clips)
-        dtype = jnp.dtype(self.dtype)
-        conv = functools.partial(Conv3D, dtype=dtype)
-        norm = functools.partial(
-            BatchNorm, use_running_average=not train, dtype=dtype, axis_name=self.axis_name
-        )
-        channels = [scaled(c, self.width) for c in (64, 128, 256, 512)]
+        x, conv, norm = self.prepare(clips, train)
         shortcut = _SHORTCUTS[self.shortcut](conv, norm)
-
-        def make_block(stage, block, inputs, name):
-            features = channels[stage]
-            strides = (2, 2, 2) if stage > 0 and block == 0 else (1, 1, 1)
-            last = (norm, shortcut, self.zero_init_residual)
-            if self.bottleneck:
-                return Bottleneck(features, strides, conv, *last, name=name)
-            unit = full(conv, norm, inputs, features)
-            return BasicBlock(features, strides, unit, *last, name=name)
-
-        x = conv(channels[0], (7, 7, 7), (1, 2, 2), (3, 3, 3), name="conv1")(clips.astype(dtype))
+        channels = [scaled(c, self.width) for c in (64, 128, 256, 512)]
+        x = conv(channels[0], (7, 7, 7), (1, 2, 2), name="conv1")(x)
         x = max_pool(nn.relu(norm(name="bn1")(x)), (3, 3, 3), (2, 2, 2), (1, 1, 1))
-        maps = residual_stages(self, x, self.stage_sizes, make_block, self.remat)
-        embedding = global_average_pool(maps[-1])
-        logits = classify(embedding, self.num_classes, self.dropout, train)
-        return Outputs(logits, embedding, maps)
+        maps = []
+        for stage, size in enumerate(self.stage_sizes):
+            features = channels[stage]
+            unit = full(conv, norm, features, features)
+            kind = {"conv": conv} if self.bottleneck else {"unit": unit}
+            blocks = [
+                functools.partial(
+                    Bottleneck if self.bottleneck else BasicBlock,
+                    features,
+                    strides=(2, 2, 2) if stage > 0 and block == 0 else (1, 1, 1),
+                    norm=norm,
+                    shortcut=shortcut,
+                    zero_init_residual=self.zero_init_residual,
+                    name=f"layer{stage + 1}_{block}",
+                    **kind,
+                )
+                for block in range(size)
+            ]
+            x = self.stage(blocks, x)
+            maps.append(x)
+        return self.classify(global_average_pool(x), maps, train)
 
 
-MODELS = {
+MODELS: dict[str, Entry] = {
     f"resnet3d_{depth}": Entry(
         functools.partial(HaraResNet3D, stage_sizes=sizes, bottleneck=depth >= 50),
         clip=(16, 112, 112),

@@ -2,7 +2,6 @@
 
 import functools
 import math
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -79,34 +78,6 @@ class BatchNorm(nn.BatchNorm):
     epsilon: float = 1e-5
 
 
-def global_average_pool(x: jax.Array) -> jax.Array:
-    """Mean over T, H and W: (B, T, H, W, C) of any float dtype -> (B, C) float32."""
-    return jnp.mean(x, axis=(1, 2, 3), dtype=jnp.float32)
-
-
-def classify(
-    embedding: jax.Array,
-    num_classes: int,
-    dropout: float,
-    train: bool,
-    kernel_init: nn.initializers.Initializer = uniform_fan_in,
-) -> jax.Array:
-    """Dropout in training, then the linear layer "fc" of the calling module, all in float32.
-
-    Args:
-      embedding: shape (..., D).
-      num_classes: length of the logits.
-      dropout: share of the embedding that is dropped.
-      train: whether dropout acts; it takes the rng "dropout".
-      kernel_init: of the linear layer; its bias starts at 0.
-
-    Returns:
-      Logits, float32, shape (..., num_classes).
-    """
-    x = nn.Dropout(dropout, deterministic=not train)(embedding)
-    return nn.Dense(num_classes, kernel_init=kernel_init, dtype=jnp.float32, name="fc")(x)
-
-
 def max_pool(
     x: jax.Array, window: Triple, strides: Triple, padding: Triple = (0, 0, 0)
 ) -> jax.Array:
@@ -136,8 +107,8 @@ def max_pool(
             )
         if size + 2 * p < k:
             raise ValueError(
-                f"maps of shape {x.shape} are too small: axis {name} has {size}, the pooling window "
-                f"needs at least {k - 2 * p}; give longer or larger clips"
+                f"maps of shape {x.shape} are too small: axis {name} has {size}, "
+                f"the max-pooling needs at least {k - 2 * p}; give longer or larger clips"
             )
     # W before H before T, for the first maximum to win.
     for axis in (2, 1, 0):
@@ -154,29 +125,6 @@ def _max_over_axis(x: jax.Array, axis: int, window: int, stride: int, padding: i
     return functools.reduce(lambda a, b: jnp.where((a >= b) | jnp.isnan(a), a, b), taps)
 
 
-def scaled(channels: int, width: float) -> int:
-    """A number of channels times `width`, rounded, at least 1."""
-    return max(1, round(channels * width))
-
-
-def check_clips(clips: jax.Array) -> None:
-    """Raises a ValueError unless `clips` has shape (B, T, H, W, 3)."""
-    if clips.ndim != 5 or clips.shape[-1] != 3:
-        raise ValueError(f"clips of shape (B, T, H, W, 3) expected; got shape {clips.shape}")
-
-
-def stage_runner(remat: bool) -> Callable[..., Any]:
-    """How a network runs a stage: `run(stage, module, *maps)` is `stage(module, *maps)`.
-
-    `stage` is a function that creates its layers below `module`, which is the network itself, so
-    parameters have the same names either way.
-
-    Args:
-      remat: whether what `stage` computes inside is computed again in the backward pass, from its
-        inputs alone, instead of being kept for it.
-    """
-
-    def run(stage, module, *maps):
-        return (nn.remat(stage) if remat else stage)(module, *maps)
-
-    return run
+def global_average_pool(x: jax.Array) -> jax.Array:
+    """Mean over T, H and W: (B, T, H, W, C) of any float dtype -> (B, C) float32."""
+    return jnp.mean(x, axis=(1, 2, 3), dtype=jnp.float32)

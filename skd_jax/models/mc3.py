@@ -21,10 +21,10 @@ from skd_jax.models.resnet3d import ResNet3D, full, full_stem
 
 def spatial(conv, norm, inputs: int, features: int):
     """1x3x3 convolutions."""
-    return functools.partial(conv, features, (1, 3, 3), padding=(0, 1, 1))
+    return functools.partial(conv, features, (1, 3, 3))
 
 
-MODELS = {
+MODELS: dict[str, Entry] = {
     "mc3_18": Entry(
         functools.partial(
             ResNet3D,

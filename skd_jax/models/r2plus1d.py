@@ -36,9 +36,9 @@ from collections.abc import Callable
 import jax
 from flax import linen as nn
 
+from skd_jax.models.blocks import scaled
 from skd_jax.models.conv3d import Triple
 from skd_jax.models.entry import Entry
-from skd_jax.models.layers import scaled
 from skd_jax.models.resnet3d import DOWNSAMPLING, ResNet3D
 
 
@@ -48,9 +48,9 @@ class Conv2Plus1D(nn.Module):
     Attributes:
       features: channels of the output.
       mid: channels between the two.
-      kernel_size: (kt, kh, kw), odd, of the convolution this stands for; padding keeps the size.
+      kernel_size: (kt, kh, kw) of the convolution this stands for.
       strides: over (T, H, W).
-      conv: makes a convolution.
+      conv: makes a convolution, padded by half its kernel.
       norm: makes a BatchNorm.
     """
 
@@ -64,8 +64,8 @@ class Conv2Plus1D(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         (kt, kh, kw), (st, sh, sw) = self.kernel_size, self.strides
-        space = self.conv(self.mid, (1, kh, kw), (1, sh, sw), (0, kh // 2, kw // 2), name="spatial")
-        time = self.conv(self.features, (kt, 1, 1), (st, 1, 1), (kt // 2, 0, 0), name="temporal")
+        space = self.conv(self.mid, (1, kh, kw), (1, sh, sw), name="spatial")
+        time = self.conv(self.features, (kt, 1, 1), (st, 1, 1), name="temporal")
         return time(nn.relu(self.norm(name="bn")(space(x))))
 
 
@@ -90,7 +90,7 @@ _R2PLUS1D = functools.partial(
     ResNet3D, stage_strides=DOWNSAMPLING, stem_unit=factorised_stem, units=(factorised,) * 4
 )
 
-MODELS = {
+MODELS: dict[str, Entry] = {
     "r2plus1d_18": Entry(
         functools.partial(_R2PLUS1D, stage_sizes=(2, 2, 2, 2)),
         clip=(16, 112, 112),

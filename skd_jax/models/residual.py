@@ -1,4 +1,4 @@
-"""Blocks, shortcuts and stages that residual families share.
+"""Residual blocks and shortcuts of torchvision's video ResNets and of 3D-ResNets.
 
 Parameter names follow PyTorch's: layer1.0.conv1 is layer1_0/conv1 here, its shortcut's
 downsample.0 and downsample.1 are downsample_conv and downsample_bn.
@@ -11,7 +11,6 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from skd_jax.models.conv3d import Triple
-from skd_jax.models.layers import stage_runner
 
 # shortcut(x, features, strides): x brought to the shape of its block's output.
 Shortcut = Callable[[jax.Array, int, Triple], jax.Array]
@@ -55,7 +54,7 @@ class Bottleneck(nn.Module):
     Attributes:
       features: channels between the convolutions, a quarter of the output's.
       strides: of conv2 and the shortcut.
-      conv: makes a convolution.
+      conv: makes a convolution, padded by half its kernel.
       norm: makes a BatchNorm.
       shortcut: used where the block changes the shape; else the shortcut is `x` itself.
       zero_init_residual: whether bn3's scale starts at 0.
@@ -72,7 +71,7 @@ class Bottleneck(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         y = self.conv(self.features, (1, 1, 1), name="conv1")(x)
         y = nn.relu(self.norm(name="bn1")(y))
-        y = self.conv(self.features, (3, 3, 3), self.strides, (1, 1, 1), name="conv2")(y)
+        y = self.conv(self.features, (3, 3, 3), self.strides, name="conv2")(y)
         y = nn.relu(self.norm(name="bn2")(y))
         y = self.conv(4 * self.features, (1, 1, 1), name="conv3")(y)
         y = self.norm(name="bn3", scale_init=_last_scale(self.zero_init_residual))(y)
@@ -95,40 +94,6 @@ def zero_padding(x: jax.Array, features: int, strides: Triple) -> jax.Array:
     """Shortcut A: every `strides`-th position, zeros in the channels that are new."""
     x = x[:, :: strides[0], :: strides[1], :: strides[2]]
     return jnp.pad(x, [(0, 0)] * 4 + [(0, features - x.shape[-1])])
-
-
-def residual_stages(
-    network: nn.Module,
-    x: jax.Array,
-    stage_sizes: tuple[int, ...],
-    make_block: Callable[..., nn.Module],
-    remat: bool,
-) -> tuple[jax.Array, ...]:
-    """Runs stages of blocks named layer{stage}_{block}, stages from 1, blocks from 0.
-
-    Args:
-      network: the module whose children the blocks are.
-      x: output of the stem.
-      stage_sizes: blocks in each stage.
-      make_block: `make_block(stage, block, inputs, name=...)`, both numbers from 0, `inputs` the
-        channels that come in.
-      remat: whether each stage's activations are computed again in the backward pass.
-
-    Returns:
-      The output of every stage.
-    """
-    run = stage_runner(remat)
-    maps = []
-    for number, blocks in enumerate(stage_sizes):
-
-        def stage(_, x, number=number, blocks=blocks):
-            for block in range(blocks):
-                x = make_block(number, block, x.shape[-1], name=f"layer{number + 1}_{block}")(x)
-            return x
-
-        x = run(stage, network, x)
-        maps.append(x)
-    return tuple(maps)
 
 
 def _last_scale(zero: bool) -> nn.initializers.Initializer:

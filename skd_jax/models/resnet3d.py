@@ -25,38 +25,33 @@ downsample.1 downsample_bn; fc is fc.
 
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
 
+from skd_jax.models.blocks import scaled
+from skd_jax.models.classifier import VideoClassifier
 from skd_jax.models.conv3d import Triple
 from skd_jax.models.entry import Entry
-from skd_jax.models.layers import (
-    BatchNorm,
-    Conv3D,
-    check_clips,
-    classify,
-    global_average_pool,
-    scaled,
-)
+from skd_jax.models.layers import global_average_pool
 from skd_jax.models.outputs import Outputs
-from skd_jax.models.residual import BasicBlock, projection, residual_stages
+from skd_jax.models.residual import BasicBlock, projection
 
-# Makes what builds a block's or the stem's convolutions: takes (conv, norm, inputs, features), the
-# channels that come into the block and those it puts out, and gives build(strides=..., name=...).
+# Makes what builds the convolutions of a block, build(strides=..., name=...); takes (conv, norm,
+# inputs, features), the channels that come into the block and those it puts out.
 Unit = Callable[..., Callable[..., nn.Module]]
+
+DOWNSAMPLING = ((1, 1, 1), (2, 2, 2), (2, 2, 2), (2, 2, 2))
 
 
 def full(conv, norm, inputs: int, features: int) -> Callable[..., nn.Module]:
     """3x3x3 convolutions."""
-    return functools.partial(conv, features, (3, 3, 3), padding=(1, 1, 1))
+    return functools.partial(conv, features, (3, 3, 3))
 
 
 def full_stem(conv, norm, features: int, width: float) -> Callable[..., nn.Module]:
     """A 3x7x7 convolution."""
-    return functools.partial(conv, features, (3, 7, 7), padding=(1, 3, 3))
+    return functools.partial(conv, features, (3, 7, 7))
 
 
 class Stem(nn.Module):
@@ -70,41 +65,23 @@ class Stem(nn.Module):
         return nn.relu(self.norm(name="bn")(self.unit(strides=(1, 2, 2), name="conv")(x)))
 
 
-class ResNet3D(nn.Module):
+class ResNet3D(VideoClassifier):
     """torchvision's video ResNet; `apply(variables, clips, train=...)` gives `Outputs`.
 
-    Collections: "params" (float32) and "batch_stats" (float32). `train=True` normalises with the
-    statistics of the batch and needs `mutable=["batch_stats"]`, and the rng "dropout" where
-    `dropout` > 0.
-
     Attributes:
-      num_classes: length of the logits.
       stage_sizes: blocks in each of the four stages.
       stage_strides: of the first block of each stage.
-      stem_unit: convolution of the stem, as `full_stem`.
-      units: convolutions of each stage's blocks, as `full`.
-      width: multiplies the channels 64, 128, 256, 512 of the stages.
-      dtype: compute dtype, e.g. "bfloat16"; parameters, statistics, embedding and logits stay
-        float32.
-      axis_name: mapped axis over which BatchNorm averages its training statistics; None for none.
-      dropout: share of the embedding dropped before the classifier in training.
+      stem_unit: makes what builds the stem's convolution, from (conv, norm, features, width).
+      units: for each stage, what its blocks' convolutions are.
       zero_init_residual: whether each block's last BatchNorm scale starts at 0 (the block is then
         its shortcut).
-      remat: whether the activations inside each stage are computed again in the backward pass
-        instead of being kept, which saves memory and costs about one more forward pass.
     """
 
-    num_classes: int
-    stage_sizes: tuple[int, int, int, int]
-    stage_strides: tuple[Triple, Triple, Triple, Triple]
-    stem_unit: Unit
-    units: tuple[Unit, Unit, Unit, Unit]
-    width: float = 1.0
-    dtype: Any = jnp.float32
-    axis_name: str | None = None
-    dropout: float = 0.0
+    stage_sizes: tuple[int, int, int, int] = (2, 2, 2, 2)
+    stage_strides: tuple[Triple, Triple, Triple, Triple] = DOWNSAMPLING
+    stem_unit: Callable[..., Callable[..., nn.Module]] = full_stem
+    units: tuple[Unit, Unit, Unit, Unit] = (full, full, full, full)
     zero_init_residual: bool = False
-    remat: bool = False
 
     @nn.compact
     def __call__(self, clips: jax.Array, train: bool = False) -> Outputs:
@@ -117,42 +94,37 @@ class ResNet3D(nn.Module):
         Raises:
           ValueError: clips of another rank or number of channels.
         """
-        check_clips(clips)
-        dtype = jnp.dtype(self.dtype)
-        conv = functools.partial(Conv3D, dtype=dtype)
-        norm = functools.partial(
-            BatchNorm, use_running_average=not train, dtype=dtype, axis_name=self.axis_name
-        )
+        x, conv, norm = self.prepare(clips, train)
         channels = [scaled(c, self.width) for c in (64, 128, 256, 512)]
-
-        def make_block(stage, block, inputs, name):
-            return BasicBlock(
-                channels[stage],
-                self.stage_strides[stage] if block == 0 else (1, 1, 1),
-                self.units[stage](conv, norm, inputs, channels[stage]),
-                norm,
-                projection(conv, norm),
-                self.zero_init_residual,
-                name=name,
-            )
-
         stem = self.stem_unit(conv, norm, channels[0], self.width)
-        x = Stem(stem, norm, name="stem")(clips.astype(dtype))
-        maps = residual_stages(self, x, self.stage_sizes, make_block, self.remat)
-        embedding = global_average_pool(maps[-1])
-        logits = classify(
-            embedding, self.num_classes, self.dropout, train, nn.initializers.normal(0.01)
-        )
-        return Outputs(logits, embedding, maps)
+        x = Stem(stem, norm, name="stem")(x)
+        maps = []
+        for stage, size in enumerate(self.stage_sizes):
+            features = channels[stage]
+            blocks = []
+            for block in range(size):
+                inputs = features if block else x.shape[-1]
+                make = functools.partial(
+                    BasicBlock,
+                    features,
+                    (1, 1, 1) if block else self.stage_strides[stage],
+                    self.units[stage](conv, norm, inputs, features),
+                    norm,
+                    projection(conv, norm),
+                    self.zero_init_residual,
+                    name=f"layer{stage + 1}_{block}",
+                )
+                blocks.append(make)
+            x = self.stage(blocks, x)
+            maps.append(x)
+        return self.classify(global_average_pool(x), maps, train)
 
-
-DOWNSAMPLING = ((1, 1, 1), (2, 2, 2), (2, 2, 2), (2, 2, 2))
 
 _R3D = functools.partial(
     ResNet3D, stage_strides=DOWNSAMPLING, stem_unit=full_stem, units=(full,) * 4
 )
 
-MODELS = {
+MODELS: dict[str, Entry] = {
     f"r3d_{depth}": Entry(
         functools.partial(_R3D, stage_sizes=sizes),
         clip=(16, 112, 112),

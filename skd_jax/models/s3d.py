@@ -41,45 +41,48 @@ BatchNorm, 0 is conv and 1 is bn. classifier.1, a 1x1x1 convolution, is the line
 
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from skd_jax.models.conv3d import Triple
+from skd_jax.models.blocks import ConvNorm, scaled
+from skd_jax.models.classifier import VideoClassifier
 from skd_jax.models.entry import Entry
-from skd_jax.models.layers import (
-    BatchNorm,
-    Conv3D,
-    check_clips,
-    classify,
-    max_pool,
-    scaled,
-    stage_runner,
-    uniform_fan_in,
-)
+from skd_jax.models.layers import max_pool, uniform_fan_in
 from skd_jax.models.outputs import Outputs
 
+Block = tuple[int, int, int, int, int, int]  # (b0, m1, b1, m2, b2, b3)
 
-class ConvNorm(nn.Module):
-    """Convolution, BatchNorm, ReLU."""
+_INCEPTION = (
+    ((64, 96, 128, 16, 32, 32), (128, 128, 192, 32, 96, 64)),
+    (
+        (192, 96, 208, 16, 48, 64),
+        (160, 112, 224, 24, 64, 64),
+        (128, 128, 256, 24, 64, 64),
+        (112, 144, 288, 32, 64, 64),
+        (256, 160, 320, 32, 128, 128),
+    ),
+    ((256, 160, 320, 32, 128, 128), (384, 192, 384, 48, 128, 128)),
+)
 
-    features: int
-    kernel_size: Triple
-    strides: Triple
-    conv: Callable[..., nn.Module]
-    norm: Callable[..., nn.Module]
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        padding = tuple(k // 2 for k in self.kernel_size)
-        x = self.conv(self.features, self.kernel_size, self.strides, padding, name="conv")(x)
-        return nn.relu(self.norm(name="bn")(x))
+# Window, strides and padding of the max-pooling that begins each stage.
+_POOLS = (
+    ((1, 3, 3), (1, 2, 2), (0, 1, 1)),
+    ((1, 3, 3), (1, 2, 2), (0, 1, 1)),
+    ((3, 3, 3), (2, 2, 2), (1, 1, 1)),
+    ((2, 2, 2), (2, 2, 2), (0, 0, 0)),
+)
 
 
 class Separable(nn.Module):
-    """Convolution of `size` positions over space, then over time, each with BatchNorm and ReLU."""
+    """Convolution of `size` positions over space, then over time, each with BatchNorm and ReLU.
+
+    Attributes:
+      features: channels of both.
+      size, stride: of both.
+      conv_norm: makes a convolution with BatchNorm and ReLU.
+    """
 
     features: int
     size: int
@@ -101,7 +104,7 @@ class Inception(nn.Module):
       conv_norm: makes a convolution with BatchNorm and ReLU.
     """
 
-    channels: tuple[int, int, int, int, int, int]
+    channels: Block
     conv_norm: Callable[..., nn.Module]
 
     @nn.compact
@@ -123,31 +126,19 @@ class Inception(nn.Module):
         return jnp.concatenate(branches, axis=-1)
 
 
-class S3D(nn.Module):
+class S3D(VideoClassifier):
     """S3D video classifier; `apply(variables, clips, train=...)` gives `Outputs`.
 
-    The maps are what stands before the next max-pooling: 192, 480, 832 and 1,024 channels. The
-    embedding is the mean over the 2x7x7 windows' averages.
-
-    Collections, `train` and rngs as those of `resnet3d.ResNet3D`.
+    A stage begins with a max-pooling and ends before the next; the maps have 192, 480, 832 and
+    1,024 channels. The embedding is the mean over the windows' averages; in training each window
+    loses channels of its own to dropout.
 
     Attributes:
-      num_classes: length of the logits.
-      width: multiplies all channels.
-      dtype: compute dtype, e.g. "bfloat16"; parameters, statistics, embedding and logits stay
-        float32.
-      axis_name: mapped axis over which BatchNorm averages its training statistics; None for none.
-      dropout: share of each window's average dropped before the classifier in training.
-      remat: whether the activations inside each stage, from one max-pooling to the next, are
-        computed again in the backward pass instead of being kept.
+      inception: channels of the Inception blocks of stages 2, 3 and 4.
     """
 
-    num_classes: int
-    width: float = 1.0
-    dtype: Any = jnp.float32
-    axis_name: str | None = None
+    inception: tuple[tuple[Block, ...], tuple[Block, ...], tuple[Block, ...]] = _INCEPTION
     dropout: float = 0.2
-    remat: bool = False
 
     @nn.compact
     def __call__(self, clips: jax.Array, train: bool = False) -> Outputs:
@@ -160,69 +151,52 @@ class S3D(nn.Module):
         Raises:
           ValueError: clips of another rank or number of channels, or too small.
         """
-        check_clips(clips)
-        dtype = jnp.dtype(self.dtype)
+        x, conv, norm = self.prepare(clips, train)
         conv_norm = functools.partial(
             ConvNorm,
-            conv=functools.partial(Conv3D, dtype=dtype, kernel_init=uniform_fan_in),
-            norm=functools.partial(
-                BatchNorm,
-                use_running_average=not train,
-                dtype=dtype,
-                axis_name=self.axis_name,
-                momentum=0.999,
-                epsilon=1e-3,
-            ),
+            activation=nn.relu,
+            conv=functools.partial(conv, kernel_init=uniform_fan_in),
+            norm=functools.partial(norm, momentum=0.999, epsilon=1e-3),
         )
-        features = functools.partial(scaled, width=self.width)
-
-        def blocks(x, first, *channels):
-            for number, block in enumerate(channels, start=first):
-                block = tuple(map(features, block))
-                x = Inception(block, conv_norm, name=f"features_{number}")(x)
-            return x
-
-        def stage1(_, x):
-            x = max_pool(x, (1, 3, 3), (1, 2, 2), (0, 1, 1))
-            x = conv_norm(features(64), (1, 1, 1), (1, 1, 1), name="features_2")(x)
-            return Separable(features(192), 3, 1, conv_norm, name="features_3")(x)
-
-        def stage2(_, x):
-            x = max_pool(x, (1, 3, 3), (1, 2, 2), (0, 1, 1))
-            return blocks(x, 5, (64, 96, 128, 16, 32, 32), (128, 128, 192, 32, 96, 64))
-
-        def stage3(_, x):
-            x = max_pool(x, (3, 3, 3), (2, 2, 2), (1, 1, 1))
-            return blocks(
-                x,
-                8,
-                (192, 96, 208, 16, 48, 64),
-                (160, 112, 224, 24, 64, 64),
-                (128, 128, 256, 24, 64, 64),
-                (112, 144, 288, 32, 64, 64),
-                (256, 160, 320, 32, 128, 128),
+        c64, c192 = scaled(64, self.width), scaled(192, self.width)
+        x = Separable(c64, 7, 2, conv_norm, name="features_0")(x)
+        stages = [
+            [
+                functools.partial(conv_norm, c64, (1, 1, 1), (1, 1, 1), name="features_2"),
+                functools.partial(Separable, c192, 3, 1, conv_norm, name="features_3"),
+            ]
+        ]
+        first = 5
+        for blocks in self.inception:
+            stages.append(
+                [
+                    functools.partial(
+                        Inception,
+                        tuple(scaled(c, self.width) for c in block),
+                        conv_norm,
+                        name=f"features_{number}",
+                    )
+                    for number, block in enumerate(blocks, start=first)
+                ]
             )
-
-        def stage4(_, x):
-            x = max_pool(x, (2, 2, 2), (2, 2, 2))
-            return blocks(x, 14, (256, 160, 320, 32, 128, 128), (384, 192, 384, 48, 128, 128))
-
-        run = stage_runner(self.remat)
-        x = Separable(features(64), 7, 2, conv_norm, name="features_0")(clips.astype(dtype))
+            first += len(blocks) + 1  # The max-pooling between two stages has a number too.
         maps = []
-        for stage in (stage1, stage2, stage3, stage4):
-            x = run(stage, self, x)
+        for pool, blocks in zip(_POOLS, stages, strict=True):
+            x = self.stage(blocks, max_pool(x, *pool))
             maps.append(x)
         window = tuple(min(k, n) for k, n in zip((2, 7, 7), x.shape[1:4], strict=True))
         pooled = nn.avg_pool(x.astype(jnp.float32), window)
-        logits = classify(pooled, self.num_classes, self.dropout, train)
+        outputs = self.classify(pooled, maps, train)
         over = (1, 2, 3)
-        return Outputs(jnp.mean(logits, over), jnp.mean(pooled, over), tuple(maps))
+        return Outputs(jnp.mean(outputs.logits, over), jnp.mean(pooled, over), outputs.maps)
 
 
-MODELS = {
+MODELS: dict[str, Entry] = {
     "s3d": Entry(
-        functools.partial(S3D),
+        functools.partial(
+            S3D,
+            inception=_INCEPTION,
+        ),
         clip=(16, 224, 224),
         source="Xie et al. 2018, torchvision",
     )

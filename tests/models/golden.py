@@ -3,6 +3,8 @@
 import importlib.util
 import pathlib
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 # The last parts of a state dict's module, after its block: the path of the layer here.
@@ -67,3 +69,12 @@ def from_torchvision(state_dict):
             node = node.setdefault(name, {})
         node[leaf] = value
     return variables
+
+
+def stage_counts(model) -> list[int]:
+    """Parameters of the stem, of each of the four stages, and of the classifier."""
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 1, 1, 1, 3)))
+    parts = dict.fromkeys(("stem", "layer1", "layer2", "layer3", "layer4", "fc"), 0)
+    for name, part in shapes["params"].items():
+        parts[name.split("_")[0]] += sum(leaf.size for leaf in jax.tree.leaves(part))
+    return list(parts.values())

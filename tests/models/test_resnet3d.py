@@ -9,25 +9,47 @@ import numpy as np
 import pytest
 
 from skd_jax import models
+from skd_jax.models.resnet3d import MODELS
+from tests.models import families, golden
 
+_NARROW = (("width", 0.25),)
+COUNTS = {
+    # torchvision 0.29's.
+    ("r3d_18", 400, ()): 33_371_472,
+    ("r3d_18", 101, ()): 33_218_085,
+    ("r3d_18", 51, ()): 33_192_435,
+    # By hand, from the geometry in the module's docstring.
+    ("r3d_10", 400, ()): 14_566_992,
+    ("r3d_34", 400, ()): 63_681_104,
+    # 16, 32, 64, 128 channels: stem, stages, fc.
+    ("r3d_10", 6, _NARROW): 7_088 + 13_888 + 42_176 + 168_320 + 672_512 + 774,
+}
 CLIPS = np.random.default_rng(1).standard_normal((4, 4, 16, 16, 3), dtype=np.float32)
 
 
 def tiny(**options):
-    """A small model whose every variable is far from its initial value, and its applications."""
+    """A small model and variables far from the initial ones."""
     model = models.create("r3d_10", 5, width=0.125, **options)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), CLIPS)
-    rng = np.random.default_rng(0)
+    return model, families.draw(model, CLIPS)
 
-    def draw(path, leaf):
-        name = path[-1].key
-        if name == "kernel":
-            return rng.normal(0, np.sqrt(2 / np.prod(leaf.shape[:-1])), leaf.shape).astype("f4")
-        low = 0.5 if name in ("scale", "var") else -0.2
-        return rng.uniform(low, low + 1, leaf.shape).astype("f4")
 
-    variables = jax.tree_util.tree_map_with_path(draw, shapes)
-    return model, variables
+@pytest.mark.parametrize("name,classes,options", COUNTS)
+def test_parameter_count(name, classes, options):
+    got = families.count(MODELS[name].build, classes, **dict(options))
+    assert got == COUNTS[name, classes, options]
+
+
+def test_parameters_of_each_stage_as_torchvision():
+    assert golden.stage_counts(MODELS["r3d_18"].build(num_classes=400)) == (
+        [28_352, 442_880, 1_557_760, 6_228_480, 24_908_800, 205_200]
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", MODELS)
+def test_training_step_of_every_variant(name, dtype):
+    families.check_training_step(MODELS[name].build, (4, 32, 32), dtype, width=0.0625)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
