@@ -4,6 +4,7 @@
   python main.py --config=configs/ucf101.py:supervised --workdir=runs/ucf --config.data.root=FOLDER
   python main.py --mode=evaluate --workdir=runs/demo
   python main.py --mode=predict --workdir=runs/demo VIDEO_OR_FOLDER ...
+  python main.py --mode=models
 
 What stands behind the colon names the method; every value of the config can be set by
 --config.section.key=VALUE.
@@ -25,7 +26,7 @@ from skd_jax.data.files import is_remote
 from skd_jax.errors import UserError
 from skd_jax.names import unknown
 
-MODES = ("train", "prepare", "evaluate", "predict")
+MODES = ("train", "prepare", "evaluate", "predict", "models")
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, as FILE or FILE:METHOD.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics, results.")
@@ -59,11 +60,14 @@ def main(argv: list[str]) -> None:
         raise UserError(f"{' '.join(inputs)}: only --mode=predict takes files; did you miss a --?")
     if mode in ("train", "prepare") and _CONFIG.value is None:
         raise UserError(f"--mode={mode} needs --config, such as --config=configs/demo.py")
-    if mode != "prepare" and not _WORKDIR.value:
+    if mode in ("train", "evaluate", "predict") and not _WORKDIR.value:
         raise UserError(f"--mode={mode} needs --workdir=FOLDER")
     _refuse_idle_flags(mode)
     if mode == "prepare":
         modes.run_prepare(_CONFIG.value.to_dict(), log)
+        return
+    if mode == "models":
+        modes.run_models(log)
         return
     if is_remote(_WORKDIR.value):
         raise UserError(f"--workdir={_WORKDIR.value}: a workdir is a folder of this machine")
@@ -78,13 +82,14 @@ def main(argv: list[str]) -> None:
 
 def _refuse_idle_flags(mode: str) -> None:
     idle = {
-        "config": mode in ("evaluate", "predict") and _CONFIG.value is not None,
+        "config": mode in ("evaluate", "predict", "models") and _CONFIG.value is not None,
         "split": mode != "evaluate" and bool(_SPLIT.value),
         "output": mode != "predict" and bool(_OUTPUT.value),
-        "workdir": mode == "prepare" and _WORKDIR.value is not None,
+        "workdir": mode in ("prepare", "models") and _WORKDIR.value is not None,
     }
     for name in (name for name, given in idle.items() if given):
-        hint = "; the workdir's own config is used" if name == "config" else ""
+        own = name == "config" and mode != "models"
+        hint = "; the workdir's own config is used" if own else ""
         raise UserError(f"--{name} has no effect with --mode={mode}{hint}. Leave it out")
 
 

@@ -16,6 +16,7 @@ from skd_jax import (
     datasets,
     evaluate,
     metrics,
+    models,
     optim,
     parallel,
     report,
@@ -26,6 +27,7 @@ from skd_jax import (
 )
 from skd_jax.data import prepared
 from skd_jax.errors import UserError
+from skd_jax.models.cost import cost
 
 Config = Mapping[str, Any]
 Log = Callable[[str], None]
@@ -40,6 +42,23 @@ def run_prepare(config: Config, log: Log) -> None:
     folder = datasets.ensure_prepared(config, log)
     if folder is not None:
         log(f"prepared data: {folder}")
+
+
+def run_models(log: Log) -> None:
+    """Lists every model: parameters at 400 classes, multiply-accumulates of one usual clip."""
+    names = models.names()
+    entries = {name: models.describe(name) for name in names}
+    clips = {name: "x".join(map(str, entry.clip)) for name, entry in entries.items()}
+    longest, clip_longest = max(map(len, names)), max(map(len, clips.values()))
+
+    def line(name, parameters, macs, clip, source):
+        log(f"{name:{longest}}  {parameters:>12}  {macs:>7}  {clip:{clip_longest}}  {source}")
+
+    line("model", "parameters", "GMACs", "at", "source")
+    for name in names:
+        total = cost(models.create(name, num_classes=400), entries[name].clip)
+        macs = f"{total.macs / 1e9:.3f}"
+        line(name, f"{total.parameters:,}", macs, clips[name], entries[name].source)
 
 
 def run_train(config: Config, folder: Path, log: Log) -> None:

@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 
-from skd_jax import checkpoint, metrics
+from skd_jax import checkpoint, metrics, models, modes
 from skd_jax.data import prepared
 from tests import tiny
 
@@ -234,6 +234,7 @@ def test_shards_prepared_apart_make_one_data_set(folder, trained, tmp_path):
         ),
         (["--config=configs/ucf101.py", "--workdir=/nonexistent/w"], "config.data.root"),
         (["--mode=evaluate", "--workdir=/nonexistent/run"], "holds no trained run"),
+        (["--mode=models", "--workdir=w"], "--workdir has no effect with --mode=models"),
     ],
 )
 def test_mistyped_commands_answer_in_one_line(arguments, words):
@@ -241,6 +242,29 @@ def test_mistyped_commands_answer_in_one_line(arguments, words):
     assert status != 0
     assert words in output
     assert "Traceback" not in output
+
+
+def test_models_are_listed_in_columns(monkeypatch):
+    monkeypatch.setattr(models, "names", lambda: ("r3d_18", "resnet3d_18"))
+    lines = []
+    modes.run_models(lines.append)
+    assert [line.split()[:4] for line in lines] == [
+        ["model", "parameters", "GMACs", "at"],
+        ["r3d_18", "33,371,472", "40.697", "16x112x112"],
+        ["resnet3d_18", "33,409,104", "8.308", "16x112x112"],
+    ]
+    # Numbers end, words begin in one column.
+    for words in (["GMACs", "40.697", "8.308"], ["parameters", "33,371,472", "33,409,104"]):
+        assert len({line.index(w) + len(w) for line, w in zip(lines, words, strict=True)}) == 1
+    words = ["source", "Tran et al.", "Hara et al."]
+    assert len({line.index(w) for line, w in zip(lines, words, strict=True)}) == 1
+
+
+@pytest.mark.slow
+def test_mode_models_lists_every_model():
+    status, output = tiny.run("--mode=models")
+    assert status == 0, output
+    assert [line.split()[0] for line in output.splitlines()] == ["model", *models.names()]
 
 
 def test_help_is_readable():

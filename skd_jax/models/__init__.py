@@ -6,29 +6,52 @@ logits, embedding, maps = model.apply(variables, clips, train=False)
 """
 
 import dataclasses
-import functools
+from collections.abc import Iterable, Mapping
 
 import jax.numpy as jnp
 from flax import linen as nn
 
 from skd_jax.errors import UserError
+from skd_jax.models import hara_resnet3d, mc3, r2plus1d, resnet3d, s3d
+from skd_jax.models.entry import Entry
 from skd_jax.models.outputs import Outputs
-from skd_jax.models.resnet3d import ResNet3D
 from skd_jax.names import look_up, unknown
 
-__all__ = ["Outputs", "create", "names", "options"]
+__all__ = ["Entry", "Outputs", "create", "describe", "names", "options"]
 
-# Each entry takes `num_classes` and the family's options; what it binds here is fixed by the name.
-_MODELS: dict[str, functools.partial] = {
-    "r3d_10": functools.partial(ResNet3D, stage_sizes=(1, 1, 1, 1)),
-    "r3d_18": functools.partial(ResNet3D, stage_sizes=(2, 2, 2, 2)),
-    "r3d_34": functools.partial(ResNet3D, stage_sizes=(3, 4, 6, 3)),
-}
+# Each has its models in MODELS, by name.
+FAMILIES = (hara_resnet3d, mc3, r2plus1d, resnet3d, s3d)
+
+
+def join(tables: Iterable[Mapping[str, Entry]]) -> dict[str, Entry]:
+    """One table of all the families' models.
+
+    Raises:
+      ValueError: a name stands in two of them.
+    """
+    joined: dict[str, Entry] = {}
+    for table in tables:
+        if twice := joined.keys() & table.keys():
+            raise ValueError(f"two model families have the name(s) {', '.join(sorted(twice))}")
+        joined |= table
+    return joined
+
+
+_MODELS = join(family.MODELS for family in FAMILIES)
 
 
 def names() -> tuple[str, ...]:
     """Names of all models, sorted."""
     return tuple(sorted(_MODELS))
+
+
+def describe(name: str) -> Entry:
+    """What is known of a model: how it is built, its usual clip, its source.
+
+    Raises:
+      UserError: no model has this name.
+    """
+    return look_up("model", name, _MODELS)
 
 
 def options(name: str) -> tuple[str, ...]:
@@ -37,9 +60,9 @@ def options(name: str) -> tuple[str, ...]:
     Raises:
       UserError: no model has this name.
     """
-    entry = look_up("model", name, _MODELS)
-    fixed = {"parent", "name", "num_classes", *entry.keywords}
-    return tuple(sorted({field.name for field in dataclasses.fields(entry.func)} - fixed))
+    build = describe(name).build
+    fixed = {"parent", "name", "num_classes", *build.keywords}
+    return tuple(sorted({field.name for field in dataclasses.fields(build.func)} - fixed))
 
 
 def create(name: str, num_classes: int, **model_options) -> nn.Module:
@@ -49,7 +72,7 @@ def create(name: str, num_classes: int, **model_options) -> nn.Module:
       name: one of `names()`.
       num_classes: length of the logits, at least 1.
       **model_options: any of `options(name)`, described on the model's class: `width`, `dtype`,
-        `axis_name`, `dropout`, `zero_init_residual`.
+        `axis_name`, `dropout`, `remat`, and a family's own.
 
     Returns:
       A Flax module with collections "params" and "batch_stats";
@@ -58,7 +81,7 @@ def create(name: str, num_classes: int, **model_options) -> nn.Module:
     Raises:
       UserError: an unknown name or option, or a value out of range.
     """
-    entry = look_up("model", name, _MODELS)
+    build = describe(name).build
     known = options(name)
     for option in model_options:
         if option not in known:
@@ -80,4 +103,4 @@ def create(name: str, num_classes: int, **model_options) -> nn.Module:
         raise UserError(
             f"the option dtype of {name} must be a float type such as 'bfloat16'; got {dtype!r}"
         )
-    return entry(num_classes=num_classes, **model_options)
+    return build(num_classes=num_classes, **model_options)

@@ -1,5 +1,6 @@
 """Flax layers that the video models share."""
 
+import functools
 import math
 from typing import Any
 
@@ -18,6 +19,14 @@ def kaiming_normal_fan_out(key: jax.Array, shape: tuple[int, ...], dtype: Any = 
     scale = math.sqrt(2 / (math.prod(shape[:-2]) * shape[-1]))
     # The draw is flat because XLA on CPU takes seconds to compile one of five dimensions.
     return scale * jax.random.normal(key, (math.prod(shape),), dtype).reshape(shape)
+
+
+def uniform_fan_in(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32):
+    """Uniform within 1 / sqrt(inputs of a feature): PyTorch's default for kernels."""
+    bound = 1 / math.sqrt(math.prod(shape[:-1]))
+    # Flat for the reason above.
+    draw = jax.random.uniform(key, (math.prod(shape),), dtype, -bound, bound)
+    return draw.reshape(shape)
 
 
 class Conv3D(nn.Module):
@@ -67,6 +76,53 @@ class BatchNorm(nn.BatchNorm):
 
     momentum: float = 0.9
     epsilon: float = 1e-5
+
+
+def max_pool(
+    x: jax.Array, window: Triple, strides: Triple, padding: Triple = (0, 0, 0)
+) -> jax.Array:
+    """Maximum over windows of T, H and W, as PyTorch's MaxPool3d (ceil_mode=False).
+
+    Axis after axis by comparing shifted slices: XLA's gradient of a window reduction searches every
+    window anew, one element at a time on CPU. Among equal maxima the first in (T, H, W) order takes
+    the gradient, as in PyTorch; a NaN in the window is the maximum.
+
+    Args:
+      x: float, shape (B, T, H, W, C).
+      window: size over (T, H, W).
+      strides: steps over (T, H, W).
+      padding: positions that are never the maximum on each of the two sides of (T, H, W), at most
+        half the window.
+
+    Returns:
+      Shape (B, T', H', W', C), T' = (T + 2 * padding - window) // stride + 1, likewise H', W'.
+
+    Raises:
+      ValueError: a window larger than the padded clip, or padding above half the window.
+    """
+    for name, size, k, p in zip("THW", x.shape[1:4], window, padding, strict=True):
+        if 2 * p > k:
+            raise ValueError(
+                f"padding {p} is more than half of the pooling window {k}, axis {name}"
+            )
+        if size + 2 * p < k:
+            raise ValueError(
+                f"maps of shape {x.shape} are too small: axis {name} has {size}, "
+                f"the max-pooling needs at least {k - 2 * p}; give longer or larger clips"
+            )
+    # W before H before T, for the first maximum to win.
+    for axis in (2, 1, 0):
+        x = _max_over_axis(x, axis + 1, window[axis], strides[axis], padding[axis])
+    return x
+
+
+def _max_over_axis(x: jax.Array, axis: int, window: int, stride: int, padding: int) -> jax.Array:
+    pads = [(0, 0)] * x.ndim
+    pads[axis] = (padding, padding)
+    x = jnp.pad(x, pads, constant_values=-jnp.inf)
+    span = (x.shape[axis] - window) // stride * stride + 1
+    taps = [jax.lax.slice_in_dim(x, i, i + span, stride, axis) for i in range(window)]
+    return functools.reduce(lambda a, b: jnp.where((a >= b) | jnp.isnan(a), a, b), taps)
 
 
 def global_average_pool(x: jax.Array) -> jax.Array:

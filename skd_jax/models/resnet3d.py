@@ -17,80 +17,70 @@ further one 221,440 | 885,248 | 3,539,968 | 14,157,824; fc 513 K. Hence at 400 c
   r3d_18 (2, 2, 2, 2)  33,371,472 = stem + 442,880 + 1,557,760 +  6,228,480 + 24,908,800 + fc
   r3d_34 (3, 4, 6, 3)  63,681,104 = stem + 664,320 + 3,328,256 + 20,388,352 + 39,066,624 + fc
 r3d_18 agrees with torchvision; r3d_10 and r3d_34 are not there and follow from the same rule.
+
+torchvision's state dict: stem.0 is stem/conv here, stem.1 stem/bn; in layerL.B, which is layerL_B,
+conv1.0 is conv1, conv1.1 bn1, conv2.0 conv2, conv2.1 bn2, downsample.0 downsample_conv,
+downsample.1 downsample_bn; fc is fc.
 """
 
+import functools
 from collections.abc import Callable
-from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
 
+from skd_jax.models.blocks import scaled
+from skd_jax.models.classifier import VideoClassifier
 from skd_jax.models.conv3d import Triple
-from skd_jax.models.layers import BatchNorm, Conv3D, global_average_pool
+from skd_jax.models.entry import Entry
+from skd_jax.models.layers import global_average_pool
 from skd_jax.models.outputs import Outputs
+from skd_jax.models.residual import BasicBlock, projection
+
+# Makes what builds the convolutions of a block, build(strides=..., name=...); takes (conv, norm,
+# inputs, features), the channels that come into the block and those it puts out.
+Unit = Callable[..., Callable[..., nn.Module]]
+
+DOWNSAMPLING = ((1, 1, 1), (2, 2, 2), (2, 2, 2), (2, 2, 2))
 
 
-class BasicBlock(nn.Module):
-    """relu(bn2(conv2(relu(bn1(conv1(x))))) + shortcut(x)), to (B, T', H', W', features)."""
+def full(conv, norm, inputs: int, features: int) -> Callable[..., nn.Module]:
+    """3x3x3 convolutions."""
+    return functools.partial(conv, features, (3, 3, 3))
 
-    features: int
-    strides: Triple
-    conv: Callable[..., nn.Module]
-    norm: Callable[..., nn.Module]
-    zero_init_residual: bool
 
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        last_scale = nn.initializers.zeros if self.zero_init_residual else nn.initializers.ones
-        y = self.conv(self.features, (3, 3, 3), self.strides, (1, 1, 1), name="conv1")(x)
-        y = nn.relu(self.norm(name="bn1")(y))
-        y = self.conv(self.features, (3, 3, 3), (1, 1, 1), (1, 1, 1), name="conv2")(y)
-        y = self.norm(name="bn2", scale_init=last_scale)(y)
-        if x.shape[-1] != self.features or self.strides != (1, 1, 1):
-            x = self.conv(self.features, (1, 1, 1), self.strides, name="downsample_conv")(x)
-            x = self.norm(name="downsample_bn")(x)
-        return nn.relu(y + x)
+def full_stem(conv, norm, features: int, width: float) -> Callable[..., nn.Module]:
+    """A 3x7x7 convolution."""
+    return functools.partial(conv, features, (3, 7, 7))
 
 
 class Stem(nn.Module):
-    """3x7x7 convolution, stride (1, 2, 2), BatchNorm, ReLU."""
+    """A convolution with stride (1, 2, 2), BatchNorm, ReLU."""
 
-    features: int
-    conv: Callable[..., nn.Module]
+    unit: Callable[..., nn.Module]
     norm: Callable[..., nn.Module]
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        x = self.conv(self.features, (3, 7, 7), (1, 2, 2), (1, 3, 3), name="conv")(x)
-        return nn.relu(self.norm(name="bn")(x))
+        return nn.relu(self.norm(name="bn")(self.unit(strides=(1, 2, 2), name="conv")(x)))
 
 
-class ResNet3D(nn.Module):
-    """R3D video classifier; `apply(variables, clips, train=...)` gives `Outputs`.
-
-    Collections: "params" (float32) and "batch_stats" (float32). `train=True` normalises with the
-    statistics of the batch and needs `mutable=["batch_stats"]`, and the rng "dropout" where
-    `dropout` > 0.
+class ResNet3D(VideoClassifier):
+    """torchvision's video ResNet; `apply(variables, clips, train=...)` gives `Outputs`.
 
     Attributes:
-      num_classes: length of the logits.
       stage_sizes: blocks in each of the four stages.
-      width: multiplies the channels 64, 128, 256, 512 of the stages.
-      dtype: compute dtype, e.g. "bfloat16"; parameters, statistics, embedding and logits stay
-        float32.
-      axis_name: mapped axis over which BatchNorm averages its training statistics; None for none.
-      dropout: share of the embedding dropped before the classifier in training.
+      stage_strides: of the first block of each stage.
+      stem_unit: makes what builds the stem's convolution, from (conv, norm, features, width).
+      units: for each stage, what its blocks' convolutions are.
       zero_init_residual: whether each block's last BatchNorm scale starts at 0 (the block is then
         its shortcut).
     """
 
-    num_classes: int
-    stage_sizes: tuple[int, int, int, int]
-    width: float = 1.0
-    dtype: Any = jnp.float32
-    axis_name: str | None = None
-    dropout: float = 0.0
+    stage_sizes: tuple[int, int, int, int] = (2, 2, 2, 2)
+    stage_strides: tuple[Triple, Triple, Triple, Triple] = DOWNSAMPLING
+    stem_unit: Callable[..., Callable[..., nn.Module]] = full_stem
+    units: tuple[Unit, Unit, Unit, Unit] = (full, full, full, full)
     zero_init_residual: bool = False
 
     @nn.compact
@@ -104,36 +94,45 @@ class ResNet3D(nn.Module):
         Raises:
           ValueError: clips of another rank or number of channels.
         """
-        if clips.ndim != 5 or clips.shape[-1] != 3:
-            raise ValueError(f"clips of shape (B, T, H, W, 3) expected; got shape {clips.shape}")
-        dtype = jnp.dtype(self.dtype)
-
-        def conv(*args, **kwargs):
-            return Conv3D(*args, dtype=dtype, **kwargs)
-
-        def norm(**kwargs):
-            return BatchNorm(
-                use_running_average=not train, dtype=dtype, axis_name=self.axis_name, **kwargs
-            )
-
-        channels = [max(1, round(c * self.width)) for c in (64, 128, 256, 512)]
-        x = Stem(channels[0], conv, norm, name="stem")(clips.astype(dtype))
+        x, conv, norm = self.prepare(clips, train)
+        channels = [scaled(c, self.width) for c in (64, 128, 256, 512)]
+        stem = self.stem_unit(conv, norm, channels[0], self.width)
+        x = Stem(stem, norm, name="stem")(x)
         maps = []
-        for stage, (features, blocks) in enumerate(zip(channels, self.stage_sizes, strict=True)):
-            for block in range(blocks):
-                strides = (2, 2, 2) if stage > 0 and block == 0 else (1, 1, 1)
-                x = BasicBlock(
+        for stage, size in enumerate(self.stage_sizes):
+            features = channels[stage]
+            blocks = []
+            for block in range(size):
+                inputs = features if block else x.shape[-1]
+                make = functools.partial(
+                    BasicBlock,
                     features,
-                    strides,
-                    conv,
+                    (1, 1, 1) if block else self.stage_strides[stage],
+                    self.units[stage](conv, norm, inputs, features),
                     norm,
+                    projection(conv, norm),
                     self.zero_init_residual,
                     name=f"layer{stage + 1}_{block}",
-                )(x)
+                )
+                blocks.append(make)
+            x = self.stage(blocks, x)
             maps.append(x)
-        embedding = global_average_pool(x)
-        x = nn.Dropout(self.dropout, deterministic=not train)(embedding)
-        logits = nn.Dense(
-            self.num_classes, kernel_init=nn.initializers.normal(0.01), dtype=jnp.float32, name="fc"
-        )(x)
-        return Outputs(logits, embedding, tuple(maps))
+        return self.classify(global_average_pool(x), maps, train)
+
+
+_R3D = functools.partial(
+    ResNet3D, stage_strides=DOWNSAMPLING, stem_unit=full_stem, units=(full,) * 4
+)
+
+MODELS: dict[str, Entry] = {
+    f"r3d_{depth}": Entry(
+        functools.partial(_R3D, stage_sizes=sizes),
+        clip=(16, 112, 112),
+        source=source,
+    )
+    for depth, sizes, source in (
+        (10, (1, 1, 1, 1), "geometry of torchvision's r3d_18"),
+        (18, (2, 2, 2, 2), "Tran et al. 2018, torchvision"),
+        (34, (3, 4, 6, 3), "Tran et al. 2018; geometry of torchvision's r3d_18"),
+    )
+}
