@@ -69,6 +69,30 @@ class BatchNorm(nn.BatchNorm):
     epsilon: float = 1e-5
 
 
+def max_pool(x: jax.Array, window: Triple, strides: Triple, padding: Triple) -> jax.Array:
+    """Maximum over windows of T, H and W, with padding that never wins, as PyTorch's MaxPool3d.
+
+    Args:
+      x: float, shape (B, T, H, W, C).
+      window: (kt, kh, kw).
+      strides: steps over (T, H, W).
+      padding: positions added on each of the two sides of (T, H, W).
+
+    Returns:
+      Shape (B, T', H', W', C), T' = (T + 2 * padding - kt) // stride + 1, likewise H', W'.
+
+    Raises:
+      ValueError: an axis that is smaller than the window.
+    """
+    for axis, size, k, p in zip("THW", x.shape[1:4], window, padding, strict=True):
+        if size + 2 * p < k:
+            raise ValueError(
+                f"maps of shape {x.shape} are too small: axis {axis} has {size}, "
+                f"the max-pooling needs at least {k - 2 * p}; give longer or larger clips"
+            )
+    return nn.max_pool(x, window, strides, [(p, p) for p in padding])
+
+
 def global_average_pool(x: jax.Array) -> jax.Array:
     """Mean over T, H and W: (B, T, H, W, C) of any float dtype -> (B, C) float32."""
     return jnp.mean(x, axis=(1, 2, 3), dtype=jnp.float32)
