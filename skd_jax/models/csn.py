@@ -47,14 +47,14 @@ class CSN(VideoClassifier):
     The maps are the outputs of the four stages.
 
     Attributes:
-      stage_sizes: blocks in each of the four stages.
+      stage_sizes: blocks in each stage.
       preserve: whether channels interact before each depthwise convolution (ip) or not (ir).
       epsilon: of every BatchNorm.
       zero_init_residual: whether each block's last BatchNorm scale starts at 0 (the block is then
         its shortcut).
     """
 
-    stage_sizes: tuple[int, int, int, int] = (3, 4, 6, 3)
+    stage_sizes: tuple[int, ...] = (3, 4, 6, 3)
     preserve: bool = False
     epsilon: float = 1e-5
     zero_init_residual: bool = False

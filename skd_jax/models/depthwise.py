@@ -45,16 +45,23 @@ def _backward(strides, padding, residuals, gradient):
     wide = _wide(x.dtype)
     gradient = gradient.astype(wide)
     x_gradient = _clip_gradient(gradient, kernel.astype(wide), x.shape, strides, padding)
-    x = _pad(x.astype(wide), padding)
-    taps = [
-        jnp.sum(_window(x, tap, strides, gradient.shape[1:4]) * gradient, axis=(0, 1, 2, 3))
-        for tap in _taps(kernel.shape)
-    ]
-    kernel_gradient = jnp.stack(taps).reshape(kernel.shape)
+    kernel_gradient = _kernel_gradient(
+        gradient, _pad(x.astype(wide), padding), kernel.shape, strides
+    )
     return x_gradient.astype(kernel.dtype), kernel_gradient.astype(kernel.dtype)
 
 
 depthwise.defvjp(_forward, _backward)
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def _kernel_gradient(gradient, x, kernel_shape, strides):
+    """For each tap the sum of what it saw times the gradient there."""
+    taps = [
+        jnp.sum(_window(x, tap, strides, gradient.shape[1:4]) * gradient, axis=(0, 1, 2, 3))
+        for tap in _taps(kernel_shape)
+    ]
+    return jnp.stack(taps).reshape(kernel_shape)
 
 
 def _clip_gradient(gradient, kernel, shape, strides, padding):
@@ -94,6 +101,8 @@ def _clip_gradient(gradient, kernel, shape, strides, padding):
     return lax.slice(interleaved(()), (0, *start, 0), (shape[0], *stop, shape[4]))
 
 
+# Jitted to be traced once for all blocks of one shape.
+@functools.partial(jax.jit, static_argnums=(2, 3))
 def _correlate(x, kernel, strides, counts):
     """Sum over taps of window times tap, for `counts` positions of the kernel."""
     return functools.reduce(

@@ -43,7 +43,7 @@ class InflatedResNet(VideoClassifier):
     The maps are the outputs of the four stages (before the pooling after stage 1).
 
     Attributes:
-      stage_sizes: blocks in each of the four stages.
+      stage_sizes: blocks in each stage.
       stem_frames: temporal taps of the stem.
       temporal_taps: for each stage the taps of conv_a, dealt out to its blocks in turn.
       pool_time: whether time is halved by max-pooling after stage 1.
@@ -51,7 +51,7 @@ class InflatedResNet(VideoClassifier):
         its shortcut).
     """
 
-    stage_sizes: tuple[int, int, int, int] = (3, 4, 6, 3)
+    stage_sizes: tuple[int, ...] = (3, 4, 6, 3)
     stem_frames: int = 1
     temporal_taps: tuple[tuple[int, ...], ...] = ((1,), (1,), (3,), (3,))
     pool_time: bool = False

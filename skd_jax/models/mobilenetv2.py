@@ -47,8 +47,7 @@ from skd_jax.models.entry import Entry
 from skd_jax.models.layers import global_average_pool
 from skd_jax.models.outputs import Outputs
 
-# (expansion, channels, blocks, stride of the first) of the groups that make up each stage: a stage
-# ends where the next group shrinks the maps.
+# A stage ends where the next group shrinks the maps.
 _STAGES = (
     ((1, 16, 1, 1), (6, 24, 2, 2)),
     ((6, 32, 3, 2),),
@@ -93,9 +92,12 @@ class MobileNetV2(VideoClassifier):
     Attributes:
       variant: multiplies the channels of stem and blocks, cut to whole numbers; `width` then
         multiplies these and conv_last's.
+      stages: for each stage its groups of blocks: (expansion, channels, blocks, stride of the
+        first).
     """
 
     variant: float = 1.0
+    stages: tuple[tuple[tuple[int, int, int, int], ...], ...] = _STAGES
 
     @nn.compact
     def __call__(self, clips: jax.Array, train: bool = False) -> Outputs:
@@ -115,7 +117,7 @@ class MobileNetV2(VideoClassifier):
 
         x = ConvNorm(channels(32), (3, 3, 3), (1, 2, 2), nn.relu6, conv, norm, name="stem")(x)
         maps = []
-        for stage, groups in enumerate(_STAGES, start=1):
+        for stage, groups in enumerate(self.stages, start=1):
             makers = [
                 functools.partial(
                     InvertedResidual,
@@ -140,7 +142,7 @@ class MobileNetV2(VideoClassifier):
 
 MODELS: dict[str, Entry] = {
     f"mobilenetv2_{name}": Entry(
-        functools.partial(MobileNetV2, variant=variant),
+        functools.partial(MobileNetV2, variant=variant, stages=_STAGES),
         clip=(16, 112, 112),
         source="Sandler et al. 2018; okankop/Efficient-3DCNNs",
     )

@@ -25,9 +25,10 @@ Parameters at width 1:
               209,536 | 836,864 | 3,344,896
   other unit  24 h^2 + 8 h: 98,816 | 394,240 | 1,574,912
   fc          513 K
-15,845,440 below the classifier, 16,050,640 at K = 400 classes. (The paper's 17.1 M is not this
-network's count; the 1x1x1 convolution to 2048 channels that its distillation adds, with bias and
-BatchNorm, and a classifier over 101 classes on its mean would make it 17,107,109.)
+15,845,440 below the classifier, 16,050,640 at K = 400 classes. (The paper prints 17.1 M
+and 12.07 GFLOPs, which are not this network's 16.05 M and 15.1 G multiply-adds; with the 1x1x1
+convolution to 2048 channels that the code's distillation adds, its bias and BatchNorm, and a
+classifier over 101 classes on the mean of that, the parameters would be 17,107,109.)
 
 Names: `stage1/` is `stem/` (conv, bn); `stageS/blockB/` is `layer{S-1}_{B-1}/`, in which
 `1x3x3conv_0`, `3x1x1conv_1`, `1x3x3conv_2`, `3x1x1conv_3` are conv_0 to conv_3, `1x3x3conv_plus`
@@ -87,11 +88,11 @@ class ShuffleNet2Plus1D(VideoClassifier):
     The maps are the outputs of the stem and of the three stages.
 
     Attributes:
-      stage_sizes: units in each of the three stages.
+      stage_sizes: units in each stage.
       stem_pool: whether max-pooling halves H and W after the stem; turn it off for small crops.
     """
 
-    stage_sizes: tuple[int, int, int] = (5, 13, 5)
+    stage_sizes: tuple[int, ...] = (5, 13, 5)
     stem_pool: bool = True
 
     @nn.compact
@@ -106,12 +107,13 @@ class ShuffleNet2Plus1D(VideoClassifier):
           ValueError: clips of another rank or number of channels.
         """
         x, conv, norm = self.prepare(clips, train)
-        halves = [scaled(c, self.width) for c in (64, 128, 256)]
-        x = ConvNorm(halves[0], (3, 7, 7), (1, 2, 2), nn.relu, conv, norm, name="stem")(x)
+        stem = scaled(64, self.width)
+        x = ConvNorm(stem, (3, 7, 7), (1, 2, 2), nn.relu, conv, norm, name="stem")(x)
         if self.stem_pool:
             x = max_pool(x, (1, 3, 3), (1, 2, 2), (0, 1, 1))
         maps = [x]
-        for stage, (half, size) in enumerate(zip(halves, self.stage_sizes, strict=True)):
+        for stage, size in enumerate(self.stage_sizes):
+            half = scaled(64 * 2**stage, self.width)
             blocks = [
                 functools.partial(
                     Unit, half, block == 0, conv, norm, name=f"layer{stage + 1}_{block}"

@@ -111,13 +111,13 @@ class ShuffleNetV2(VideoClassifier):
     conv_last.
 
     Attributes:
-      channels: of the three stages and of conv_last; `width` multiplies them, keeping those of the
-        stages even.
-      stage_sizes: units in each of the three stages.
+      channels: of each stage and of conv_last; `width` multiplies them, keeping those of the stages
+        even.
+      stage_sizes: units in each stage.
     """
 
-    channels: tuple[int, int, int, int] = (116, 232, 464, 1024)
-    stage_sizes: tuple[int, int, int] = (4, 8, 4)
+    channels: tuple[int, ...] = (116, 232, 464, 1024)
+    stage_sizes: tuple[int, ...] = (4, 8, 4)
 
     @nn.compact
     def __call__(self, clips: jax.Array, train: bool = False) -> Outputs:

@@ -76,14 +76,14 @@ class SlowFast(VideoClassifier):
     The maps are the slow pathway's outputs of the four stages, before the fast features join them.
 
     Attributes:
-      stage_sizes: blocks in each of the four stages, in both pathways.
+      stage_sizes: blocks in each stage, in both pathways.
       alpha: fast frames to one slow frame.
       fusion_taps: temporal taps of the lateral convolutions.
       zero_init_residual: whether each block's last BatchNorm scale starts at 0 (the block is then
         its shortcut).
     """
 
-    stage_sizes: tuple[int, int, int, int] = (3, 4, 6, 3)
+    stage_sizes: tuple[int, ...] = (3, 4, 6, 3)
     alpha: int = 8
     fusion_taps: int = 5
     zero_init_residual: bool = False

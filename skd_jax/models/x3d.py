@@ -103,12 +103,12 @@ class X3D(VideoClassifier):
     The maps are the outputs of the four stages; the embedding comes from the head's convolutions.
 
     Attributes:
-      stage_sizes: blocks in each of the four stages.
+      stage_sizes: blocks in each stage.
       zero_init_residual: whether each block's last BatchNorm scale starts at 0 (the block is then
         its shortcut).
     """
 
-    stage_sizes: tuple[int, int, int, int] = (3, 5, 11, 7)
+    stage_sizes: tuple[int, ...] = (3, 5, 11, 7)
     zero_init_residual: bool = False
 
     @nn.compact
@@ -123,10 +123,10 @@ class X3D(VideoClassifier):
           ValueError: clips of another rank or number of channels.
         """
         x, conv, norm = self.prepare(clips, train)
-        channels = [scaled(c, self.width) for c in (24, 48, 96, 192)]
-        x = Stem(channels[0], conv, norm, name="stem")(x)
+        x = Stem(scaled(24, self.width), conv, norm, name="stem")(x)
         maps = []
-        for stage, (features, size) in enumerate(zip(channels, self.stage_sizes, strict=True)):
+        for stage, size in enumerate(self.stage_sizes):
+            features = scaled(24 * 2**stage, self.width)
             blocks = [
                 functools.partial(
                     Block,
@@ -143,7 +143,7 @@ class X3D(VideoClassifier):
             ]
             x = self.stage(blocks, x)
             maps.append(x)
-        x = conv(int(2.25 * channels[-1]), (1, 1, 1), name="pre_conv")(x)
+        x = conv(int(2.25 * x.shape[-1]), (1, 1, 1), name="pre_conv")(x)
         x = global_average_pool(nn.relu(norm(name="pre_norm")(x)))[:, None, None, None]
         x = conv(scaled(2048, self.width), (1, 1, 1), name="post_conv")(x)
         embedding = nn.relu(x[:, 0, 0, 0]).astype(jnp.float32)
