@@ -10,6 +10,7 @@ from jax import lax
 from skd_jax.models.classifier import VideoClassifier
 
 
+@functools.lru_cache
 def count(build, num_classes, **options):
     """Trainable parameters, without computing any; the smallest clip is the quickest to trace."""
     model = build(num_classes=num_classes, **options)

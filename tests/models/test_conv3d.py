@@ -135,7 +135,7 @@ def depthwise_convolutions(draw):
     return (*shape[:4], channels), (*kernel_shape[:3], 1, channels), strides, padding, channels
 
 
-@settings(max_examples=8, deadline=None, derandomize=True)
+@settings(max_examples=5, deadline=None, derandomize=True)
 @given(depthwise_convolutions())
 def test_random_depthwise_convolutions(convolution):
     assert choose_lowering("cpu", *convolution[1:]) == "depthwise"
