@@ -125,7 +125,7 @@ def _depthwise(x, kernel, strides, padding, groups):
             "the 'depthwise' lowering needs as many groups as channels and features; "
             f"got kernel {kernel.shape}, groups {groups}"
         )
-    return depthwise(x, kernel[:, :, :, 0], strides, padding)
+    return depthwise(x, kernel[:, :, :, 0], tuple(strides), tuple(padding))
 
 
 LOWERINGS: dict[str, Callable[..., jax.Array]] = {

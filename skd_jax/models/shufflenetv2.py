@@ -1,4 +1,4 @@
-"""ShuffleNetV2-3D: split, transform one half depthwise, shuffle; in four widths and a half one.
+"""ShuffleNetV2-3D: split, transform one half depthwise, shuffle; in five widths.
 
 Ma et al., "ShuffleNet V2: Practical Guidelines for Efficient CNN Architecture Design", ECCV 2018,
 in 3-D as in Köpüklü et al., "Resource Efficient 3D Convolutional Neural Networks", ICCV Workshops

@@ -51,6 +51,27 @@ from skd_jax.models.layers import global_average_pool
 from skd_jax.models.outputs import Outputs
 
 
+def squeezed(channels: int) -> int:
+    """A sixteenth of `channels` to the nearest multiple of 8, at least 8, not below 0.9 of it."""
+    target = channels / 16
+    rounded = max(8, int(target + 4) // 8 * 8)
+    return rounded if rounded >= 0.9 * target else rounded + 8
+
+
+class Stem(nn.Module):
+    """1x3x3 convolution of stride (1, 2, 2), depthwise 5x1x1 convolution, BatchNorm, ReLU."""
+
+    features: int
+    conv: Callable[..., nn.Module]
+    norm: Callable[..., nn.Module]
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = self.conv(self.features, (1, 3, 3), (1, 2, 2), name="conv_t")(x)
+        x = self.conv(self.features, (5, 1, 1), groups=self.features, name="conv_xy")(x)
+        return nn.relu(self.norm(name="norm")(x))
+
+
 class Block(nn.Module):
     """Inverted bottleneck over `inner` channels with a depthwise 3x3x3 convolution and a shortcut.
 
@@ -88,13 +109,6 @@ class Block(nn.Module):
         if resized:
             x = self.norm(name="branch1_norm")(x)
         return nn.relu(y + x)
-
-
-def squeezed(channels: int) -> int:
-    """A sixteenth of `channels` to the nearest multiple of 8, at least 8, not below 0.9 of it."""
-    target = channels / 16
-    rounded = max(8, int(target + 4) // 8 * 8)
-    return rounded if rounded >= 0.9 * target else rounded + 8
 
 
 class X3D(VideoClassifier):
@@ -148,20 +162,6 @@ class X3D(VideoClassifier):
         x = conv(scaled(2048, self.width), (1, 1, 1), name="post_conv")(x)
         embedding = nn.relu(x[:, 0, 0, 0]).astype(jnp.float32)
         return self.classify(embedding, maps, train)
-
-
-class Stem(nn.Module):
-    """1x3x3 convolution of stride (1, 2, 2), depthwise 5x1x1 convolution, BatchNorm, ReLU."""
-
-    features: int
-    conv: Callable[..., nn.Module]
-    norm: Callable[..., nn.Module]
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        x = self.conv(self.features, (1, 3, 3), (1, 2, 2), name="conv_t")(x)
-        x = self.conv(self.features, (5, 1, 1), groups=self.features, name="conv_xy")(x)
-        return nn.relu(self.norm(name="norm")(x))
 
 
 _SHORT = functools.partial(X3D, stage_sizes=(3, 5, 11, 7))
