@@ -12,7 +12,20 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from skd_jax.errors import UserError
-from skd_jax.models import hara_resnet3d, mc3, r2plus1d, resnet3d, s3d
+from skd_jax.models import (
+    csn,
+    hara_resnet3d,
+    i3d,
+    mc3,
+    mobilenetv2,
+    r2plus1d,
+    resnet3d,
+    s3d,
+    shufflenet2p1d,
+    shufflenetv2,
+    slowfast,
+    x3d,
+)
 from skd_jax.models.entry import Entry
 from skd_jax.models.outputs import Outputs
 from skd_jax.names import look_up, unknown
@@ -20,7 +33,20 @@ from skd_jax.names import look_up, unknown
 __all__ = ["Entry", "Outputs", "create", "describe", "names", "options"]
 
 # Each has its models in MODELS, by name.
-FAMILIES = (hara_resnet3d, mc3, r2plus1d, resnet3d, s3d)
+FAMILIES = (
+    csn,
+    hara_resnet3d,
+    i3d,
+    mc3,
+    mobilenetv2,
+    r2plus1d,
+    resnet3d,
+    s3d,
+    shufflenet2p1d,
+    shufflenetv2,
+    slowfast,
+    x3d,
+)
 
 
 def join(tables: Iterable[Mapping[str, Entry]]) -> dict[str, Entry]:

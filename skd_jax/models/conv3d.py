@@ -11,9 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from skd_jax.models.depthwise import Triple, depthwise
 from skd_jax.names import look_up
-
-Triple = tuple[int, int, int]
 
 
 def conv3d(
@@ -55,6 +54,8 @@ def choose_lowering(
     if backend != "cpu":
         return "plain"
     window = kernel_shape[:3]
+    if groups > 1 and kernel_shape[3:] == (1, groups):
+        return "depthwise"
     if window == (1, 1, 1) and not any(padding) and groups == 1:
         return "matmul"
     if window[1:] == (1, 1) and strides[1:] == (1, 1) and not any(padding[1:]):
@@ -117,11 +118,22 @@ def _matmul(x, kernel, strides, padding, groups):
     return lax.dot_general(x, kernel[0, 0, 0], (((4,), (0,)), ((), ())))
 
 
+def _depthwise(x, kernel, strides, padding, groups):
+    """One kernel per channel as shifted multiply-adds."""
+    if kernel.shape[3:] != (1, groups):
+        raise ValueError(
+            "the 'depthwise' lowering needs as many groups as channels and features; "
+            f"got kernel {kernel.shape}, groups {groups}"
+        )
+    return depthwise(x, kernel[:, :, :, 0], tuple(strides), tuple(padding))
+
+
 LOWERINGS: dict[str, Callable[..., jax.Array]] = {
     "plain": _plain,
     "folded": _folded,
     "temporal": _temporal,
     "matmul": _matmul,
+    "depthwise": _depthwise,
 }
 
 

@@ -80,6 +80,25 @@ def test_temporal(strides, padding, groups):
     assert_agrees((2, 7, 3, 5, 4), kernel, (strides, 1, 1), (padding, 0, 0), groups, "temporal")
 
 
+DEPTHWISE_CASES = {
+    "same": ((2, 4, 5, 6, 3), (3, 3, 3), (1, 1, 1), (1, 1, 1)),
+    "strided": ((2, 5, 7, 6, 3), (3, 3, 3), (2, 2, 2), (1, 1, 1)),
+    "strided_even": ((1, 4, 8, 6, 2), (3, 3, 3), (1, 2, 2), (1, 1, 1)),
+    "temporal": ((2, 7, 3, 2, 4), (5, 1, 1), (1, 1, 1), (2, 0, 0)),
+    "one_position": ((2, 1, 1, 1, 3), (3, 3, 3), (2, 2, 2), (1, 1, 1)),
+    "unpadded": ((1, 5, 6, 5, 2), (3, 2, 3), (1, 1, 2), (0, 0, 0)),
+    "stride_above_kernel": ((1, 8, 6, 7, 2), (2, 1, 2), (3, 2, 3), (1, 0, 1)),
+    "wide_padding": ((1, 2, 3, 3, 2), (5, 3, 3), (3, 2, 1), (4, 2, 3)),
+}
+
+
+@pytest.mark.parametrize("case", DEPTHWISE_CASES)
+def test_depthwise(case):
+    shape, window, strides, padding = DEPTHWISE_CASES[case]
+    channels = shape[-1]
+    assert_agrees(shape, (*window, 1, channels), strides, padding, channels, "depthwise")
+
+
 @pytest.mark.parametrize("strides", [(1, 1, 1), (2, 2, 2), (1, 3, 2)])
 def test_matmul(strides):
     assert_agrees((2, 5, 6, 7, 4), (1, 1, 1, 4, 3), strides, (0, 0, 0), 1, "matmul")
@@ -109,12 +128,30 @@ def test_random_convolutions_as_chosen_for_cpu(convolution):
     assert_agrees(*convolution, choose_lowering("cpu", kernel_shape, strides, padding, groups))
 
 
+@st.composite
+def depthwise_convolutions(draw):
+    shape, kernel_shape, strides, padding, _ = draw(convolutions())
+    channels = draw(st.integers(2, 4))
+    return (*shape[:4], channels), (*kernel_shape[:3], 1, channels), strides, padding, channels
+
+
+@settings(max_examples=5, deadline=None, derandomize=True)
+@given(depthwise_convolutions())
+def test_random_depthwise_convolutions(convolution):
+    assert choose_lowering("cpu", *convolution[1:]) == "depthwise"
+    assert_agrees(*convolution, "depthwise")
+
+
 def test_choice():
     assert choose_lowering("cpu", (3, 3, 3, 4, 8), (1, 1, 1), (1, 1, 1), 1) == "folded"
     assert choose_lowering("cpu", (3, 1, 1, 4, 8), (2, 1, 1), (1, 0, 0), 1) == "temporal"
     assert choose_lowering("cpu", (3, 1, 1, 4, 8), (2, 2, 2), (1, 0, 0), 1) == "folded"
     assert choose_lowering("cpu", (1, 1, 1, 4, 8), (2, 2, 2), (0, 0, 0), 1) == "matmul"
     assert choose_lowering("cpu", (1, 1, 1, 4, 8), (1, 1, 1), (0, 0, 0), 2) != "matmul"
+    assert choose_lowering("cpu", (3, 3, 3, 1, 8), (1, 1, 1), (1, 1, 1), 8) == "depthwise"
+    assert choose_lowering("cpu", (3, 1, 1, 1, 8), (1, 1, 1), (1, 0, 0), 8) == "depthwise"
+    assert choose_lowering("cpu", (3, 3, 3, 1, 8), (1, 1, 1), (1, 1, 1), 4) == "folded"
+    assert choose_lowering("cpu", (3, 3, 3, 1, 1), (1, 1, 1), (1, 1, 1), 1) == "folded"
     for backend in ("gpu", "tpu"):
         assert choose_lowering(backend, (1, 1, 1, 4, 8), (1, 1, 1), (0, 0, 0), 1) == "plain"
 
@@ -138,6 +175,30 @@ def test_bfloat16_stays_bfloat16_and_close():
     assert got.dtype == jnp.bfloat16
     assert [g.dtype for g in vjp(got)] == [jnp.bfloat16, jnp.bfloat16]
     np.testing.assert_allclose(got.astype(jnp.float32), want, rtol=0.02, atol=0.2)
+
+
+def test_depthwise_sums_bfloat16_in_float32():
+    """27 terms of one sign lose the last ones where the running sum itself is bfloat16."""
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.uniform(0.5, 1, (2, 4, 5, 5, 3)), jnp.bfloat16)
+    kernel = jnp.asarray(rng.uniform(0.5, 1, (3, 3, 3, 1, 3)), jnp.bfloat16)
+    run = functools.partial(conv3d, padding=(1, 1, 1), groups=3)
+    exact, exact_vjp = jax.vjp(run, x.astype(jnp.float32), kernel.astype(jnp.float32))
+    got, vjp = jax.vjp(functools.partial(run, lowering="depthwise"), x, kernel)
+    cotangent = jnp.ones_like(got)
+    wanted = [exact, *exact_vjp(cotangent.astype(jnp.float32))]
+    for want, value in zip(wanted, [got, *vjp(cotangent)], strict=True):
+        assert value.dtype == jnp.bfloat16
+        np.testing.assert_allclose(value.astype(jnp.float32), want, rtol=2**-8)
+
+
+def test_depthwise_keeps_its_inputs_alone_for_the_gradient():
+    """Not one shifted copy per tap."""
+    x, kernel = jnp.ones((1, 4, 5, 5, 3)), jnp.ones((3, 3, 3, 1, 3))
+    _, vjp = jax.vjp(
+        lambda x, k: conv3d(x, k, padding=(1, 1, 1), groups=3, lowering="depthwise"), x, kernel
+    )
+    assert sum(leaf.size for leaf in jax.tree.leaves(vjp)) <= x.size + kernel.size
 
 
 def test_module_has_one_kernel_layout_whatever_the_lowering():
@@ -186,6 +247,8 @@ def test_lowering_that_cannot_compute_a_kernel_says_so():
     for lowering in ("temporal", "matmul"):
         with pytest.raises(ValueError, match=rf"'{lowering}' lowering needs"):
             conv3d(x, kernel, lowering=lowering)
+    with pytest.raises(ValueError, match="'depthwise' lowering needs"):
+        conv3d(x, kernel, lowering="depthwise")
     with pytest.raises(UserError, match="unknown lowering 'fold'; did you mean 'folded'"):
         conv3d(x, kernel, lowering="fold")
-    assert set(conv3d_module.LOWERINGS) == {"plain", "folded", "temporal", "matmul"}
+    assert set(conv3d_module.LOWERINGS) == {"plain", "folded", "temporal", "matmul", "depthwise"}
