@@ -71,7 +71,7 @@ def test_windows_of_two_by_seven_by_seven():
     variables = families.draw(model, clips)
     outputs = jax.jit(model.apply)(variables, clips)
     last = np.asarray(outputs.maps[-1])
-    assert last.shape[1:4] == (8, 1, 6)
+    assert last.shape[1:4] == (8, 1, 3)
     weights = np.array([1, 2, 2, 2, 2, 2, 2, 1]) / 14
     want = np.einsum("btc,t->bc", last.mean((2, 3)), weights)
     np.testing.assert_allclose(outputs.embedding, want, rtol=1e-4, atol=1e-5)
@@ -81,7 +81,7 @@ def test_windows_of_two_by_seven_by_seven():
 
 
 def test_windows_over_space():
-    clips = np.random.default_rng(0).standard_normal((1, 5, 17, 128, 3), dtype=np.float32)
+    clips = np.random.default_rng(0).standard_normal((1, 5, 17, 256, 3), dtype=np.float32)
     model = shallow(num_classes=5)
     variables = families.draw(model, clips)
     outputs = jax.jit(model.apply)(variables, clips)
