@@ -24,9 +24,10 @@ from skd_jax.errors import UserError
 
 PyTree = Any
 
-# Orbax logs and warns at every save; what a user must know is raised, or printed by the loop.
+# Orbax logs at every save, and a failure with its stack; what a user must know is raised from here,
+# or printed by the loop.
 logging.getLogger("absl").addFilter(
-    lambda record: record.levelno > logging.WARNING or "orbax" not in record.pathname
+    lambda record: record.levelno > logging.ERROR or "orbax" not in record.pathname
 )
 
 
@@ -297,5 +298,6 @@ def _path(path: tuple) -> str:
 
 
 def _first_line(error: Exception) -> str:
-    text = str(error).strip().splitlines()
-    return (text[0] if text else type(error).__name__)[:200]
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    # TensorStore names the same path several times over; the reason comes last.
+    return line if len(line) <= 200 else f"{line[:60]} ... {line[-135:]}"

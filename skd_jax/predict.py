@@ -32,22 +32,23 @@ def run_predict(
 
     Returns:
       For each file {"file", "predictions": [{"class", "probability"}, ...], "notes": [...]}, the notes
-      saying what was wrong with a file that could still be used, or {"file", "error"}: a file that
-      cannot be decoded is reported and the rest go on.
+      saying what was wrong with a file that could still be used, or {"file", "error"}: what is not
+      there or cannot be decoded is reported and the rest go on.
 
     Raises:
-      UserError: nothing to classify, or no file could be decoded.
+      UserError: nothing was named, or nothing named could be classified.
     """
     files = list(find_videos(inputs))
     trained = classifier.load(folder, log)
     classify = _classifier(trained)
     results = []
     with Progress(len(files), "predicting", "videos") as progress:
-        for file in files:
+        for file, fault in files:
             try:
-                results.append({"file": str(file), **classify(file)})
+                result = {"error": fault} if fault else classify(file)
             except decode.DecodeError as error:
-                results.append({"file": str(file), "error": error.reason})
+                result = {"error": error.reason}
+            results.append({"file": str(file), **result})
             progress.update()
     log(_table(results))
     output = output or folder / "predictions.json"
@@ -56,15 +57,18 @@ def run_predict(
     failed = sum("error" in result for result in results)
     log(f"{len(results) - failed} of {len(results)} videos classified; JSON: {output}")
     if failed == len(results):
-        raise UserError("none of the files could be decoded; the reasons stand above")
+        raise UserError("nothing could be classified; the reasons stand above")
     return results
 
 
-def find_videos(inputs: Iterable[str]) -> Iterator[Path]:
+def find_videos(inputs: Iterable[str]) -> Iterator[tuple[Path, str | None]]:
     """The files named, and the video files below the folders named, sorted.
 
+    Yields:
+      A path, and why there is nothing to classify at it: no such file, or a folder without videos.
+
     Raises:
-      UserError: a path does not exist, a folder holds no video, or nothing was named.
+      UserError: nothing was named.
     """
     inputs = list(inputs)
     if not inputs:
@@ -73,19 +77,15 @@ def find_videos(inputs: Iterable[str]) -> Iterator[Path]:
         )
     for name in inputs:
         path = Path(name)
-        if path.is_dir():
-            found = sorted(
-                p for p in path.rglob("[!.]*") if p.suffix.lower() in VIDEO_SUFFIXES and p.is_file()
-            )
-            if not found:
-                raise UserError(
-                    f"{path}: no video in this folder ({', '.join(sorted(VIDEO_SUFFIXES))})"
-                )
-            yield from found
-        elif path.exists():
-            yield path
-        else:
-            raise UserError(f"{path}: no such file or folder")
+        if not path.is_dir():
+            yield path, None if path.exists() else "no such file or folder"
+            continue
+        found = sorted(
+            p for p in path.rglob("[!.]*") if p.suffix.lower() in VIDEO_SUFFIXES and p.is_file()
+        )
+        if not found:
+            yield path, f"no video in this folder ({', '.join(sorted(VIDEO_SUFFIXES))})"
+        yield from ((video, None) for video in found)
 
 
 def _classifier(trained: classifier.Trained) -> Callable[[Path], dict[str, Any]]:

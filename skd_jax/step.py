@@ -98,7 +98,8 @@ def train_step(
     """One update from one replica's batch.
 
     Gradients, metrics and running statistics are averaged over `axis_name` in one reduction, so
-    every replica ends with the same state.
+    every replica ends with the same state. That state does not depend on the number of replicas, to
+    rounding, unless the model has dropout: each replica draws its own.
 
     Args:
       state: replicated.

@@ -185,6 +185,8 @@ def train(
             state, values = train_step(state, device_batch)
             steps.add(number, values, host_batch["index"])
             compiling = number == first + 1
+            if compiling:
+                steps.mark()
             steps.drain(replicas, keep=0 if compiling else 2)
             last = number == settings.total_steps
             stopping = termination.requested(number)
@@ -192,8 +194,9 @@ def train(
             if evaluating or stopping or number % settings.checkpoint_every == 0:
                 # Nothing is saved or judged before it is known that every step so far was finite.
                 steps.drain(replicas)
-                state, chosen = validate(number, state) if evaluating else (state, None)
-                checkpoints.save(number, replicas.get(state), chosen)
+                with steps.aside():
+                    state, chosen = validate(number, state) if evaluating else (state, None)
+                    checkpoints.save(number, replicas.get(state), chosen)
             if compiling:
                 progress.mark()  # the rate is that of the steps, without the compilation
             progress.update(1, steps.note())
@@ -229,9 +232,20 @@ class _Steps:
         self._pending: deque = deque()
         self._rows: list[dict[str, float]] = []
         self._last: dict[str, float] = {}
-        self._waited, self._since = 0.0, time.monotonic()
         self._share = 0.0
         self._warned = False
+        self.mark()
+
+    def mark(self) -> None:
+        """Rates count from here: what came before was compilation."""
+        self._timed, self._waited, self._since = 0, 0.0, time.monotonic()
+
+    @contextlib.contextmanager
+    def aside(self) -> Iterator[None]:
+        """Around what is no part of a step and so not of its rate: validation, saving."""
+        start = time.monotonic()
+        yield
+        self._since += time.monotonic() - start
 
     def timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """The same batches; counts the time spent waiting for them."""
@@ -255,6 +269,7 @@ class _Steps:
             if not all(math.isfinite(values[name]) for name in ("loss", "grad_norm")):
                 raise self._not_finite(number, values, index)
             self._rows.append(values)
+            self._timed += 1
             if number % self._log_every == 0 or number == self._last_step:
                 self._flush(number)
 
@@ -271,7 +286,7 @@ class _Steps:
         self._share = min(self._waited / elapsed, 1.0) if elapsed else 0.0
         extra = {
             "learning_rate": float(self._schedule(number - 1)),
-            "steps_per_second": len(self._rows) / elapsed if elapsed else 0.0,
+            "steps_per_second": self._timed / elapsed if elapsed else 0.0,
             "data_wait": self._share,
         }
         self._writer.write(number, "train", self._last | extra)
@@ -279,7 +294,8 @@ class _Steps:
         if warning and not self._warned:
             self._log(f"step {number}: {warning}")
         self._warned = warning is not None
-        self._rows, self._waited, self._since = [], 0.0, now
+        self._rows = []
+        self.mark()
 
     def _not_finite(self, number: int, values: dict[str, float], index: np.ndarray) -> UserError:
         ids = list(self._ids(index))

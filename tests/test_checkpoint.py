@@ -3,6 +3,8 @@
 import errno
 import os
 import shutil
+import subprocess
+import sys
 
 import flax.struct
 import jax
@@ -184,8 +186,45 @@ def test_a_full_disk_is_named_at_the_save(checkpoints, tmp_path, monkeypatch):
         checkpoints.save(1, state())
 
 
-def test_a_full_disk_is_named_when_the_background_write_fails(tmp_path, monkeypatch):
-    """TensorStore reports it in the text of a ValueError, later, in another thread."""
+_LIMITED = """
+import resource, signal, sys
+import numpy as np
+from skd_jax import checkpoint, errors
+
+checkpoints = checkpoint.Checkpoints(sys.argv[1])
+checkpoints.save(1, {"params": {"a": np.arange(10)}})
+checkpoints.wait()
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+noise = np.random.default_rng(0).normal(size=100_000)  # not to be compressed
+checkpoints.save(2, {"params": {"a": noise}})
+for attempt in (checkpoints.wait, checkpoints.close):
+    try:
+        attempt()
+    except errors.UserError as error:
+        print(error)
+"""
+
+
+def test_a_write_that_the_kernel_refuses_in_the_background(tmp_path):
+    """Another thread writes; the failure comes out where the main one waits, in one line."""
+    run = subprocess.run(
+        [sys.executable, "-c", _LIMITED, str(tmp_path)],
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr
+    first, *_ = run.stdout.splitlines()
+    assert first.startswith(f"cannot save a checkpoint to {tmp_path}: ") and "too large" in first
+    assert "Earlier checkpoints are whole" in first
+    assert "Traceback" not in run.stderr + run.stdout
+    step, flat = Checkpoints(tmp_path).restore_latest()
+    assert step == 1
+    np.testing.assert_array_equal(flat["params.a"], np.arange(10))
+
+
+def test_tensorstore_names_a_full_disk_in_its_text(tmp_path, monkeypatch):
     checkpoints = Checkpoints(tmp_path)
 
     def full(*_, **__):

@@ -129,11 +129,17 @@ def test_predict_reports_a_bad_file_and_goes_on(trained, folder, cache, tmp_path
     (tmp_path / "broken.mp4").write_bytes(b"no video")
     output_file = tmp_path / "out" / "p.json"
     status, output = tiny.run(
-        "--mode=predict", f"--workdir={workdir}", f"--output={output_file}", tmp_path, **cache
+        "--mode=predict",
+        f"--workdir={workdir}",
+        f"--output={output_file}",
+        tmp_path,
+        tmp_path / "gone.mp4",
+        **cache,
     )
     assert status == 0, output
     found = {entry["file"]: entry for entry in tiny.read(output_file)["videos"]}
-    assert len(found) == 3
+    assert len(found) == 4
+    assert found[str(tmp_path / "gone.mp4")]["error"] == "no such file or folder"
     assert "error" in found[str(tmp_path / "broken.mp4")]
     names = set(tiny.read(workdir / "data.json")["class_names"])
     for video in videos:
@@ -143,7 +149,7 @@ def test_predict_reports_a_bad_file_and_goes_on(trained, folder, cache, tmp_path
         assert probabilities == sorted(probabilities, reverse=True)
         assert 0 < sum(probabilities) <= 1 + 1e-5
         assert video.name in output
-    assert "broken.mp4" in output and "2 of 3 videos classified" in output
+    assert "broken.mp4" in output and "2 of 4 videos classified" in output
 
 
 @pytest.mark.parametrize("replicas", ["pmap", "shard_map"])

@@ -1,9 +1,11 @@
 """Tests of `skd_jax.predict` without a command line."""
 
 import numpy as np
+import pytest
 
 from skd_jax import datasets, predict
 from skd_jax.data import prepared
+from skd_jax.errors import UserError
 from tests import tiny
 
 
@@ -25,3 +27,33 @@ def test_predict_and_evaluate_see_the_same_clips(tmp_path):
                 assert np.abs(read - stored).mean() < 0.8 * np.abs(off - stored).mean()
             compared += 1
     assert compared == 16
+
+
+def test_a_long_video_is_read_twice_instead_of_held(tmp_path, monkeypatch):
+    config = tiny.config(tmp_path)
+    datasets.ensure_prepared(config, print)
+    video = next((tmp_path / "videos").rglob("*.mp4"))
+    held, _ = predict._clips(video, config)
+    monkeypatch.setattr(predict, "_FRAMES_HELD", 3)  # of ten
+    twice, _ = predict._clips(video, config)
+    np.testing.assert_array_equal(twice["clips"], held["clips"])
+    np.testing.assert_array_equal(twice["size"], held["size"])
+    assert held["clips"].any()
+
+
+def test_what_is_named(tmp_path):
+    for name in ("b.mp4", "a.avi", ".hidden.mp4", "notes.txt"):
+        (tmp_path / name).touch()
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    single, gone = tmp_path / "notes.txt", tmp_path / "gone.mp4"
+    found = list(predict.find_videos(map(str, (tmp_path, single, empty, gone))))
+    assert found[:3] == [(tmp_path / "a.avi", None), (tmp_path / "b.mp4", None), (single, None)]
+    (folder, no_video), (path, absent) = found[3:]
+    assert folder == empty and "no video in this folder (" in no_video
+    assert path == gone and absent == "no such file or folder"
+
+
+def test_nothing_named():
+    with pytest.raises(UserError, match="name what to classify: .*VIDEO_OR_FOLDER"):
+        list(predict.find_videos([]))

@@ -42,10 +42,10 @@ def names(rows):
     return [f"video_{row}" for row in rows]
 
 
-def run(workdir, settings=SETTINGS, rate=0.1, data=None, log=lambda _: None):
+def run(workdir, settings=SETTINGS, rate=0.1, data=None, log=lambda _: None, method=None):
     data = data or train.Data(batches, validation, names)
     return train.train(
-        Supervised(model=fakes.Normed(num_classes=4)),
+        method or Supervised(model=fakes.Normed(num_classes=4)),
         optax.sgd(rate),
         optax.constant_schedule(rate),
         AugmentSettings(crop=8),
@@ -102,3 +102,36 @@ def test_without_validation_the_last_checkpoint_counts(tmp_path):
     assert run(tmp_path, data=train.Data(batches, None, names))
     checkpoints = checkpoint.Checkpoints(tmp_path / "checkpoints")
     assert checkpoints.best() is None and checkpoints.steps() == [6, 8]
+
+
+def test_the_rate_leaves_out_compilation_and_validation(tmp_path, monkeypatch):
+    """On a clock that ticks once a look, and jumps where something slow happens."""
+    now = 0.0
+
+    def clock():
+        nonlocal now
+        now += 1.0
+        return now
+
+    def slow_validation():
+        nonlocal now
+        now += 1e6
+        return validation()
+
+    class SlowToCompile(Supervised):
+        def loss(self, *args, **options):  # traced once
+            nonlocal now
+            now += 1e6
+            return super().loss(*args, **options)
+
+    monkeypatch.setattr(train.time, "monotonic", clock)
+    assert run(
+        tmp_path,
+        data=train.Data(batches, slow_validation, names),
+        method=SlowToCompile(model=fakes.Normed(num_classes=4)),
+    )
+    rows = [r for r in metrics.read_rows(tmp_path / "metrics.jsonl") if r["split"] == "train"]
+    assert [row["step"] for row in rows] == [2, 4, 6, 8]
+    assert now > 3e6
+    assert all(row["steps_per_second"] > 0.05 for row in rows), rows
+    assert all(0 < row["data_wait"] < 1 for row in rows), rows

@@ -33,8 +33,10 @@ class SKDSRL(base.Method):
     Where each default comes from: temperature 10, lambda_kd 0.1 and no T^2 are those of the same
     authors' earlier method (code of "Teaching Yourself", IEEE Access 2021). Stopped soft labels,
     separate BatchNorm passes, the predictor and its constant learning rate are SimSiam's habits. The
-    narrow projector is this project's choice, and so is lambda_sim: in first runs of the demo, one seed each
-    and not a clean sweep, validation top-1 rose later at 1 than at 0.2.
+    narrow projector and the predictor's bottleneck of a quarter of it (SimSiam's share) are this
+    project's choice, and so is lambda_sim: in first runs of the demo, one seed each and not a clean
+    sweep, validation top-1 rose later at 1 than at 0.2. SimSiam's zero-initialised residual blocks are not
+    used: the network is the one that supervision trains.
 
     Attributes:
       temperature: T, softens the labels that the views exchange.
