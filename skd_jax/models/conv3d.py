@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from skd_jax.models.depthwise import Triple, depthwise
+from skd_jax.models.folded import conv2d, folded, temporal, temporal_taps
 from skd_jax.names import look_up
 
 
@@ -58,7 +59,7 @@ def choose_lowering(
         return "depthwise"
     if window == (1, 1, 1) and not any(padding) and groups == 1:
         return "matmul"
-    if window[1:] == (1, 1) and strides[1:] == (1, 1) and not any(padding[1:]):
+    if window[1:] == (1, 1) and strides[1:] == (1, 1) and not any(padding[1:]) and groups == 1:
         return "temporal"
     return "folded"
 
@@ -76,35 +77,31 @@ def _plain(x, kernel, strides, padding, groups):
 
 
 def _folded(x, kernel, strides, padding, groups):
-    """Temporal taps as further channels of a 2-D convolution over B * T' images."""
+    """2-D convolutions over B * T' images, the temporal taps as further channels."""
+    if groups == 1:
+        return folded(x, kernel, tuple(strides), tuple(padding))
     taps, *_, group_channels, features = kernel.shape
-    taken = _temporal_taps(x, taps, strides[0], padding[0])
+    taken = temporal_taps(x, taps, strides[0], padding[0])
     batch, steps, height, width, channels = taken[0].shape
     # Each group must find its channels of all taps side by side.
     images = jnp.concatenate(
         [t.reshape(batch * steps, height, width, groups, -1) for t in taken], axis=-1
     ).reshape(batch * steps, height, width, taps * channels)
     kernel = jnp.moveaxis(kernel, 0, 2).reshape(*kernel.shape[1:3], taps * group_channels, features)
-    y = _conv2d(images, kernel, strides[1:], padding[1:], groups)
+    y = conv2d(images, kernel, strides[1:], padding[1:], groups)
     return y.reshape(batch, steps, *y.shape[1:])
 
 
 def _temporal(x, kernel, strides, padding, groups):
     """A (kt, 1, 1) convolution as a (kt, 1) 2-D convolution over (T, H * W)."""
-    if kernel.shape[1:3] != (1, 1) or strides[1:] != (1, 1) or any(padding[1:]):
+    idle = strides[1:] == (1, 1) and not any(padding[1:]) and groups == 1
+    if kernel.shape[1:3] != (1, 1) or not idle:
         raise ValueError(
-            "the 'temporal' lowering needs a (kt, 1, 1) kernel without spatial stride or padding; "
-            f"got kernel {kernel.shape}, strides {strides}, padding {padding}"
+            "the 'temporal' lowering needs a (kt, 1, 1) kernel without spatial stride or padding, and "
+            f"one group; got kernel {kernel.shape}, strides {strides}, padding {padding}, "
+            f"groups {groups}"
         )
-    batch, steps, height, width, channels = x.shape
-    y = _conv2d(
-        x.reshape(batch, steps, height * width, channels),
-        kernel.reshape(kernel.shape[0], 1, *kernel.shape[3:]),
-        (strides[0], 1),
-        (padding[0], 0),
-        groups,
-    )
-    return y.reshape(batch, y.shape[1], height, width, y.shape[-1])
+    return temporal(x, kernel, tuple(strides), tuple(padding))
 
 
 def _matmul(x, kernel, strides, padding, groups):
@@ -155,27 +152,6 @@ def _drop_idle_taps(
         kernel = lax.slice_in_dim(kernel, idle, taps - idle, axis=axis)
         trimmed.append(padding[axis] - idle)
     return kernel, tuple(trimmed)
-
-
-def _temporal_taps(x: jax.Array, taps: int, stride: int, padding: int) -> list[jax.Array]:
-    """For each temporal tap the frames (B, T', H, W, C) that it sees."""
-    x = jnp.pad(x, [(0, 0), (padding, padding), (0, 0), (0, 0), (0, 0)])
-    steps = (x.shape[1] - taps) // stride + 1
-    return [
-        lax.slice_in_dim(x, tap, tap + (steps - 1) * stride + 1, stride, axis=1)
-        for tap in range(taps)
-    ]
-
-
-def _conv2d(x, kernel, strides, padding, groups):
-    return lax.conv_general_dilated(
-        x,
-        kernel,
-        strides,
-        [(p, p) for p in padding],
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        feature_group_count=groups,
-    )
 
 
 def _check(x, kernel, strides, padding, groups) -> None:

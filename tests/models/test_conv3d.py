@@ -74,10 +74,10 @@ def test_any_kernel(case, lowering):
     assert_agrees(*CASES[case], lowering)
 
 
-@pytest.mark.parametrize("strides,padding,groups", [(1, 1, 1), (2, 0, 1), (3, 2, 2)])
-def test_temporal(strides, padding, groups):
-    kernel = (3, 1, 1, 4 // groups, 6)
-    assert_agrees((2, 7, 3, 5, 4), kernel, (strides, 1, 1), (padding, 0, 0), groups, "temporal")
+@pytest.mark.parametrize("strides,padding", [(1, 1), (2, 0), (3, 2)])
+def test_temporal(strides, padding):
+    kernel = (3, 1, 1, 4, 6)
+    assert_agrees((2, 7, 3, 5, 4), kernel, (strides, 1, 1), (padding, 0, 0), 1, "temporal")
 
 
 DEPTHWISE_CASES = {
@@ -146,6 +146,7 @@ def test_choice():
     assert choose_lowering("cpu", (3, 3, 3, 4, 8), (1, 1, 1), (1, 1, 1), 1) == "folded"
     assert choose_lowering("cpu", (3, 1, 1, 4, 8), (2, 1, 1), (1, 0, 0), 1) == "temporal"
     assert choose_lowering("cpu", (3, 1, 1, 4, 8), (2, 2, 2), (1, 0, 0), 1) == "folded"
+    assert choose_lowering("cpu", (3, 1, 1, 2, 8), (2, 1, 1), (1, 0, 0), 2) == "folded"
     assert choose_lowering("cpu", (1, 1, 1, 4, 8), (2, 2, 2), (0, 0, 0), 1) == "matmul"
     assert choose_lowering("cpu", (1, 1, 1, 4, 8), (1, 1, 1), (0, 0, 0), 2) != "matmul"
     assert choose_lowering("cpu", (3, 3, 3, 1, 8), (1, 1, 1), (1, 1, 1), 8) == "depthwise"

@@ -1,0 +1,81 @@
+"""The forms that a folded convolution can take, and its written gradients, against XLA's own in float64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from skd_jax.models import conv3d, folded
+
+FORMS = {
+    "side_by_side": folded.side_by_side,
+    "spread": folded.spread,
+    "phased": folded.phased,
+    "folded": folded.folded,
+}
+
+
+@st.composite
+def convolutions(draw):
+    """(shape of clips, shape of kernel, strides, padding), small and of any parity."""
+    window = [draw(st.integers(1, 4)) for _ in range(3)]
+    strides = tuple(draw(st.integers(1, 3)) for _ in range(3))
+    padding = tuple(draw(st.integers(0, k // 2)) for k in window)
+    size = [draw(st.integers(max(1, k - 2 * p), 7)) for k, p in zip(window, padding, strict=True)]
+    # 16 channels and more take another form than few.
+    channels, features = draw(st.sampled_from([1, 3, 16])), draw(st.sampled_from([1, 5, 20]))
+    batch = draw(st.integers(1, 3))
+    return (batch, *size, channels), (*window, channels, features), strides, padding
+
+
+def assert_agrees(form, shape, kernel_shape, strides, padding):
+    rng = np.random.default_rng(0)
+    with jax.enable_x64(True):
+        x, kernel = rng.standard_normal(shape), rng.standard_normal(kernel_shape)
+
+        def plain(x, kernel):
+            return conv3d.conv3d(x, kernel, strides, padding, lowering="plain")
+
+        want, towards = jax.vjp(plain, x, kernel)
+        got, written = jax.vjp(lambda x, kernel: form(x, kernel, strides, padding), x, kernel)
+        cotangent = rng.standard_normal(want.shape)
+        pairs = [(got, want), *zip(written(cotangent), towards(cotangent), strict=True)]
+    for name, (a, b) in zip(("value", "clip gradient", "kernel gradient"), pairs, strict=True):
+        assert a.dtype == np.float64
+        np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10, err_msg=name)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@settings(max_examples=12, deadline=None)
+@given(convolution=convolutions())
+def test_forms(form, convolution):
+    assert_agrees(FORMS[form], *convolution)
+
+
+@settings(max_examples=8, deadline=None)
+@given(convolution=convolutions())
+def test_over_time(convolution):
+    shape, (taps, *_, channels, features), (stride, *_), (padding, *_) = convolution
+    for form in (folded.over_time, folded.temporal):
+        assert_agrees(
+            form, shape, (taps, 1, 1, channels, features), (stride, 1, 1), (padding, 0, 0)
+        )
+
+
+def test_each_kind_of_kernel_takes_its_form():
+    assert folded.forward_form((3, 3, 3, 64, 64), (1, 1, 1)) is folded.spread
+    assert folded.forward_form((3, 3, 3, 256, 256), (1, 1, 1)) is folded.side_by_side
+    assert folded.forward_form((3, 7, 7, 3, 64), (1, 2, 2)) is folded.side_by_side
+    assert folded.forward_form((1, 3, 3, 64, 64), (1, 1, 1)) is folded.side_by_side
+    assert folded.clip_gradient_form((3, 3, 3, 64, 64), (1, 1, 1)) is folded.side_by_side
+    assert folded.clip_gradient_form((3, 3, 3, 64, 64), (2, 2, 2)) is folded.phased
+
+
+def test_kernel_gradient_sums_in_float32():
+    """4096 ones of bfloat16: its own sums would stop growing at 256."""
+    x = jnp.ones((1, 1, 64, 64, 1), jnp.bfloat16)
+    got = folded.kernel_gradient(x, x, (1, 1, 1, 1, 1), (1, 1, 1), (0, 0, 0))
+    assert got.dtype == jnp.bfloat16
+    assert float(got[0, 0, 0, 0, 0]) == 4096
