@@ -28,6 +28,8 @@ class VideoClassifier(nn.Module):
       dropout: share of the embedding dropped before the classifier in training.
       remat: whether the backward pass recomputes the activations within each stage instead of
         keeping them; parameters and results are the same.
+      freeze_batch_norm: whether BatchNorm normalises with its running statistics in training too,
+        and leaves them as they are.
     """
 
     num_classes: int
@@ -36,6 +38,7 @@ class VideoClassifier(nn.Module):
     axis_name: str | None = None
     dropout: float = 0.0
     remat: bool = False
+    freeze_batch_norm: bool = False
 
     def prepare(self, clips: jax.Array, train: bool):
         """Checks the clips and makes the layers that a network is built of.
@@ -63,7 +66,10 @@ class VideoClassifier(nn.Module):
 
         def norm(**options) -> BatchNorm:
             return BatchNorm(
-                use_running_average=not train, dtype=dtype, axis_name=self.axis_name, **options
+                use_running_average=self.freeze_batch_norm or not train,
+                dtype=dtype,
+                axis_name=self.axis_name,
+                **options,
             )
 
         return clips.astype(dtype), conv, norm
