@@ -11,6 +11,7 @@ What is frozen is not differentiated: it costs no gradient, no state of the opti
 decay, is left out of the gradient's norm, and stays bit for bit.
 """
 
+import dataclasses
 import difflib
 import fnmatch
 from collections.abc import Callable, Sequence
@@ -25,6 +26,28 @@ PyTree = Any
 
 _CLASSIFIER = "model"
 _HEAD = "fc"
+
+
+@dataclasses.dataclass(frozen=True)
+class FinetuneSettings:
+    """What of a network is trained, and how fast.
+
+    Attributes:
+      freeze: patterns of the parameters that stay as they are. The running statistics of BatchNorm
+        layers among them go on moving, and training normalises with those of the batch, unless
+        `freeze_batch_norm` says otherwise.
+      freeze_batch_norm: whether the classifier's BatchNorm layers are fixed affine maps: training
+        too normalises with the running statistics, and neither these nor scale and bias move. That
+        is the frozen BatchNorm of object detection (torchvision.ops.FrozenBatchNorm2d; the frozen
+        layers of Faster R-CNN on ResNets, He et al., CVPR 2016), more than the evaluation mode that
+        mmaction2 calls norm_eval, where scale and bias are trained. Batches of few videos give poor
+        statistics, so it suits small data and small batches.
+      lr_groups: (pattern, factor) of the learning rate; the last pattern that matches counts.
+    """
+
+    freeze: tuple[str, ...] = ()
+    freeze_batch_norm: bool = False
+    lr_groups: tuple[tuple[str, float], ...] = ()
 
 
 def select(params: PyTree, pattern: str) -> PyTree:
@@ -131,12 +154,12 @@ def scale_by_group(groups: Sequence[tuple[str, float]]) -> optax.GradientTransfo
 
 
 def parse_names(text: str) -> tuple[str, ...]:
-    """"stem, layer1*" -> ("stem", "layer1*")."""
+    """ "stem, layer1*" -> ("stem", "layer1*")."""
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
 def parse_groups(text: str, key: str) -> tuple[tuple[str, float], ...]:
-    """"backbone=0.1, head=1" -> (("backbone", 0.1), ("head", 1.0)).
+    """ "backbone=0.1, head=1" -> (("backbone", 0.1), ("head", 1.0)).
 
     Raises:
       UserError: a part that is no PATTERN=FACTOR, or a factor that is not above zero.
