@@ -77,7 +77,7 @@ def create_state(
       clip_shape: (T, H, W, 3) of the clips the model will see.
       settings: whether an average of the weights is kept, and what is frozen.
       initial: {"params": tree, "batch_stats": tree} of the classifier, to begin with instead of
-        random ones; the other networks begin as ever.
+        random ones; what they leave out, and the other networks, begin as ever.
 
     Raises:
       UserError: nothing is left to train.
@@ -85,7 +85,8 @@ def create_state(
     variables = jax.jit(method.init)(rng, jnp.zeros((1, *clip_shape), jnp.float32))
     if initial is not None:
         variables = {
-            collection: trees | {"model": jax.tree.map(jnp.asarray, initial[collection])}
+            collection: trees
+            | {"model": trees["model"] | jax.tree.map(jnp.asarray, dict(initial[collection]))}
             for collection, trees in variables.items()
         }
     trained, _ = finetune.split(variables["params"], _frozen(method, variables, settings))

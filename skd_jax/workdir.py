@@ -25,6 +25,7 @@ _MOVABLE = (
     "data.shards",
     "data.workers",
     "eval.batch_size",
+    "init_from",  # its content counts, by init_from_sha256
     "train.log_every",
     "train.replicas",
     "train.threads",

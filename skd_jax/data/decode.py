@@ -352,7 +352,10 @@ class _Converter:
         if self._width is not None:
             shown = self._width, self._short_side
             return shown[::-1] if turned else shown
-        scale = self._short_side / min(width, height)
+        short = min(width, height)
+        if not self._antialias:  # PyTorch's libraries cut the long side's fraction off
+            return self._short_side * width // short, self._short_side * height // short
+        scale = self._short_side / short
         return max(1, round(width * scale)), max(1, round(height * scale))
 
 
