@@ -12,6 +12,13 @@ from skd_jax.models.layers import BatchNorm, Conv3D
 from skd_jax.models.outputs import Outputs
 
 
+def linear_classifier(num_classes: int) -> nn.Dense:
+    """The layer `fc`: float32 embeddings to logits, from N(0, 0.01^2) as torchvision starts it."""
+    return nn.Dense(
+        num_classes, kernel_init=nn.initializers.normal(0.01), dtype=jnp.float32, name="fc"
+    )
+
+
 class VideoClassifier(nn.Module):
     """Base of a family, which defines `__call__(clips, train=False) -> Outputs`.
 
@@ -93,7 +100,4 @@ class VideoClassifier(nn.Module):
     def classify(self, embedding: jax.Array, maps: Sequence[jax.Array], train: bool) -> Outputs:
         """Dropout and the linear classifier `fc` on float32 embeddings (B, D)."""
         x = nn.Dropout(self.dropout, deterministic=not train)(embedding)
-        logits = nn.Dense(
-            self.num_classes, kernel_init=nn.initializers.normal(0.01), dtype=jnp.float32, name="fc"
-        )(x)
-        return Outputs(logits, embedding, tuple(maps))
+        return Outputs(linear_classifier(self.num_classes)(x), embedding, tuple(maps))
