@@ -35,7 +35,7 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints,
 _MODE = flags.DEFINE_enum("mode", "train", MODES, "What to do.")
 _SPLIT = flags.DEFINE_string("split", "", "evaluate: validation or test (default: test if there).")
 _OUTPUT = flags.DEFINE_string("output", "", "predict: JSON file (default: in the workdir).")
-_FORMAT = flags.DEFINE_string("format", "", "export: torch, a PyTorch state dict (.pth).")
+_FORMAT = flags.DEFINE_string("format", "", "export: torch, a state dict for PyTorch (.pth).")
 _CLASS_NAMES = flags.DEFINE_string(
     "class_names", "", "import: text file with the weights' class names, a line each."
 )
@@ -68,6 +68,8 @@ def main(argv: list[str]) -> None:
         raise UserError(f"--mode={mode} needs --config, such as --config=configs/demo.py")
     if mode in ("train", "evaluate", "predict", "export", "import") and not _WORKDIR.value:
         raise UserError(f"--mode={mode} needs --workdir=FOLDER")
+    if mode == "export" and not _FORMAT.value:
+        raise UserError("--mode=export needs --format, such as --format=torch")
     _refuse_idle_flags(mode)
     if mode == "prepare":
         modes.run_prepare(_CONFIG.value.to_dict(), log)
