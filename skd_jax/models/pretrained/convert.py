@@ -30,9 +30,9 @@ def from_torch(
     """Variables of `models.create(name, num_classes, **model_options)` from a PyTorch checkpoint.
 
     The running variances are taken as they are. PyTorch runs along the unbiased variance of a
-    batch, Flax the biased one, which is n / (n - 1) times smaller for n positions in the batch and
-    the clip: evaluation is the same on both sides, and in further training here the statistics go
-    on as Flax's, a difference that is below 1e-3 of the variance from a thousand positions on.
+    batch of n positions (videos, frames, pixels), Flax the biased one, n / (n - 1) times smaller:
+    evaluation is the same on both sides, and in further training here the statistics go on as
+    Flax's, so that synchronised replicas and the method's own networks all follow one rule.
 
     Args:
       name: of the model.

@@ -26,7 +26,7 @@ def load_state_dict(path: str | Path) -> dict[str, np.ndarray]:
       path: of the file.
 
     Returns:
-      {key: array} of the dtypes stored; bfloat16 is that of ml_dtypes.
+      {key: array} of the dtypes stored; bfloat16 is `jnp.bfloat16`.
 
     Raises:
       UserError: the file is absent, damaged, of another kind, without state dict, or its pickle
