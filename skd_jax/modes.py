@@ -178,7 +178,7 @@ def run_import(
 
 
 def _refuse_imported(folder: Path) -> None:
-    if workdir.has_checkpoint(folder) and "imported" in workdir.read_data(folder):
+    if (folder / workdir.DATA).is_file() and "imported" in workdir.read_data(folder):
         raise UserError(
             f"{folder} holds imported weights and no training run; to train from them, take another "
             f"--workdir and --config.init_from={folder}"

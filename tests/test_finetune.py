@@ -226,7 +226,7 @@ def test_a_group_moves_as_the_whole_would_at_its_own_rate(name):
         "layer2_0": middle["model"]["layer2_0"],
     }
     want = {"model": want, "projector": full["projector"]}
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), got, want)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4), got, want)
 
 
 def test_the_config_reaches_all_parts():
