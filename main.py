@@ -4,6 +4,8 @@
   python main.py --config=configs/ucf101.py:supervised --workdir=runs/ucf --config.data.root=FOLDER
   python main.py --mode=evaluate --workdir=runs/demo
   python main.py --mode=predict --workdir=runs/demo VIDEO_OR_FOLDER ...
+  python main.py --mode=export --format=torch --workdir=runs/demo
+  python main.py --mode=import --config=configs/finetune.py --config.init_from=FILE --workdir=W
   python main.py --mode=models
 
 What stands behind the colon names the method; every value of the config can be set by
@@ -26,13 +28,17 @@ from skd_jax.data.files import is_remote
 from skd_jax.errors import UserError
 from skd_jax.names import unknown
 
-MODES = ("train", "prepare", "evaluate", "predict", "models")
+MODES = ("train", "prepare", "evaluate", "predict", "export", "import", "models")
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, as FILE or FILE:METHOD.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics, results.")
 _MODE = flags.DEFINE_enum("mode", "train", MODES, "What to do.")
 _SPLIT = flags.DEFINE_string("split", "", "evaluate: validation or test (default: test if there).")
 _OUTPUT = flags.DEFINE_string("output", "", "predict: JSON file (default: in the workdir).")
+_FORMAT = flags.DEFINE_string("format", "", "export: torch, a state dict for PyTorch (.pth).")
+_CLASS_NAMES = flags.DEFINE_string(
+    "class_names", "", "import: text file with the weights' class names, a line each."
+)
 _COORDINATOR = flags.DEFINE_string(
     "coordinator", None, "Several processes: HOST:PORT of the first."
 )
@@ -47,7 +53,7 @@ def main(argv: list[str]) -> None:
     # Imported late: --help and a mistyped flag should answer at once.
     import jax
 
-    from skd_jax import memory, modes, parallel, predict
+    from skd_jax import export, memory, modes, parallel, predict
 
     parallel.start_processes(
         _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, _CLUSTER.value
@@ -58,10 +64,12 @@ def main(argv: list[str]) -> None:
     mode, inputs = _MODE.value, argv[1:]
     if inputs and mode != "predict":
         raise UserError(f"{' '.join(inputs)}: only --mode=predict takes files; did you miss a --?")
-    if mode in ("train", "prepare") and _CONFIG.value is None:
+    if mode in ("train", "prepare", "import") and _CONFIG.value is None:
         raise UserError(f"--mode={mode} needs --config, such as --config=configs/demo.py")
-    if mode in ("train", "evaluate", "predict") and not _WORKDIR.value:
+    if mode in ("train", "evaluate", "predict", "export", "import") and not _WORKDIR.value:
         raise UserError(f"--mode={mode} needs --workdir=FOLDER")
+    if mode == "export" and not _FORMAT.value:
+        raise UserError("--mode=export needs --format, such as --format=torch")
     _refuse_idle_flags(mode)
     if mode == "prepare":
         modes.run_prepare(_CONFIG.value.to_dict(), log)
@@ -73,17 +81,29 @@ def main(argv: list[str]) -> None:
         raise UserError(f"--workdir={_WORKDIR.value}: a workdir is a folder of this machine")
     folder = Path(_WORKDIR.value)
     if mode == "train":
-        modes.run_train(_CONFIG.value.to_dict(), folder, log)
+        modes.run_train(_CONFIG.value.to_dict(), folder, log, _overridden())
+    elif mode == "import":
+        names = Path(_CLASS_NAMES.value) if _CLASS_NAMES.value else None
+        modes.run_import(_CONFIG.value.to_dict(), folder, names, log, _overridden())
+    elif mode == "export":
+        export.run_export(folder, _FORMAT.value, log)
     elif mode == "evaluate":
         modes.run_evaluate(folder, _SPLIT.value, log)
     else:
         predict.run_predict(folder, inputs, Path(_OUTPUT.value) if _OUTPUT.value else None, log)
 
 
+def _overridden() -> frozenset[str]:
+    """Dotted keys of the config that were set on the command line."""
+    return frozenset(config_flags.get_override_values(flags.FLAGS["config"]))
+
+
 def _refuse_idle_flags(mode: str) -> None:
     idle = {
-        "config": mode in ("evaluate", "predict", "models") and _CONFIG.value is not None,
+        "config": mode in ("evaluate", "predict", "export", "models") and _CONFIG.value is not None,
         "split": mode != "evaluate" and bool(_SPLIT.value),
+        "format": mode != "export" and bool(_FORMAT.value),
+        "class_names": mode != "import" and bool(_CLASS_NAMES.value),
         "output": mode != "predict" and bool(_OUTPUT.value),
         "workdir": mode in ("prepare", "models") and _WORKDIR.value is not None,
     }

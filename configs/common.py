@@ -28,6 +28,15 @@ def base_config(method: str = "skd_srl") -> ml_collections.ConfigDict:
             "dropout": 0.0,
         }
     )
+    # Weights to begin with: a PyTorch checkpoint (.pth, .pt, .safetensors) or a workdir.
+    config.init_from = ""
+    config.finetune = ml_collections.ConfigDict(
+        {
+            "freeze": "",  # "stem,layer1*": what stays as it is; "backbone" is all but the head
+            "freeze_batch_norm": False,  # BatchNorm: statistics, scale and bias stay as they are
+            "lr_groups": "",  # "backbone=0.1,head=1": factors of the learning rate
+        }
+    )
     config.data = ml_collections.ConfigDict(
         {
             "name": "folder",  # ucf101, hmdb51, kinetics or folder
@@ -41,6 +50,8 @@ def base_config(method: str = "skd_srl") -> ml_collections.ConfigDict:
             "seed": 0,  # of what is held out
             "prepared": "",  # prepared data set; by default prepared/NAME-FINGERPRINT
             "frame_size": 128,  # short side of the stored frames, pixels
+            "frame_width": 0,  # makes them exactly frame_size x frame_width; 0 keeps the aspect
+            "antialias": True,  # smooth before shrinking; False takes the four nearest pixels
             "jpeg_quality": 95,
             "max_fps": 0.0,  # 0 keeps every frame
             "max_frames": 0,  # kept of each video, from its start; 0 keeps all

@@ -66,6 +66,8 @@ def load(folder: Path, log: Callable[[str], None] = print) -> Trained:
     step, flat, metrics = restored
     if metrics:
         selection = f"best validation top-1 ({metrics['top1']:.4f})"
+    elif "imported" in data:
+        selection = f"imported from {data['imported']}"
     else:
         selection = "last checkpoint (no validation split)"
     checkpoints.close()

@@ -60,6 +60,8 @@ def ensure_prepared(config: Config, log: Callable[[str], None]) -> str | None:
     )
     storage = prepare.PrepareSettings(
         frame_size=data["frame_size"],
+        frame_width=data["frame_width"] or None,
+        antialias=data["antialias"],
         jpeg_quality=data["jpeg_quality"],
         max_fps=data["max_fps"] or None,
         max_frames=data["max_frames"] or None,
@@ -86,10 +88,11 @@ def _as_configured(folder: str, data: Config) -> str:
         info = prepared.load_info(folder)
     except UserError as error:
         raise UserError(f"{error}, with --config.data.root=FOLDER, where the videos are") from None
-    stored = info["settings"] | {"name": info["name"], "max_fps": info["settings"]["max_fps"] or 0}
+    stored = {"frame_width": 0, "antialias": True, **info["settings"], "name": info["name"]}
+    stored |= {key: stored[key] or 0 for key in ("frame_width", "max_fps")}
     wrong = [
         f"{key} is {stored[key]} there, {data[key]} in the config"
-        for key in ("name", "frame_size", "max_fps", "jpeg_quality")
+        for key in ("name", "frame_size", "frame_width", "antialias", "max_fps", "jpeg_quality")
         if stored[key] != data[key]
     ]
     if data["classes"] and sorted(_class_names(data)) != sorted(info["class_names"]):

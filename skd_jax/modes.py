@@ -4,7 +4,7 @@ import contextlib
 import functools
 import importlib.metadata
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,11 @@ import jax
 import numpy as np
 
 from skd_jax import (
+    checkpoint,
     classifier,
     datasets,
     evaluate,
+    initial,
     metrics,
     models,
     optim,
@@ -61,12 +63,20 @@ def run_models(log: Log) -> None:
         line(name, f"{total.parameters:,}", macs, clips[name], entries[name].source)
 
 
-def run_train(config: Config, folder: Path, log: Log) -> None:
+def run_train(config: Config, folder: Path, log: Log, overridden: Collection[str] = ()) -> None:
     """Trains, then evaluates the chosen checkpoint on the test split.
+
+    Args:
+      config: all of it.
+      folder: the workdir.
+      log: takes one line of text.
+      overridden: dotted keys of the config that were set on the command line, see `initial`.
 
     Raises:
       UserError: whatever the user can mend; see `train.train`, `prepare`, `workdir.claim`.
     """
+    _refuse_imported(folder)
+    config = initial.resolve(config, overridden, folder, log)
     settings.check(config)
     batch_size = config["train"]["batch_size"]
     parallel.check_batch_size(batch_size, config["train"]["accumulate"])
@@ -92,18 +102,87 @@ def run_train(config: Config, folder: Path, log: Log) -> None:
     )
     finished = train.train(
         method,
-        optim.optimiser(optim_settings, loop.total_steps, method.constant_lr),
+        optim.optimiser(
+            optim_settings,
+            loop.total_steps,
+            method.constant_lr,
+            settings.finetuning(config).lr_groups,
+        ),
         optim.schedule(optim_settings, loop.total_steps),
         settings.augmentation(config),
         loop,
         datasets.loop_data(config, data_folder, method.num_views, log),
         folder,
         log,
+        _initial_variables(config, data, log),
     )
     if finished and _default_split(data) is None:
         log(f"trained: {folder}; there is no test or validation split to evaluate on")
     elif finished:
         run_evaluate(folder, "", log)
+
+
+def _initial_variables(config: Config, data: dict[str, Any], log: Log) -> Callable | None:
+    if not config.get("init_from"):
+        return None
+    return functools.partial(initial.variables, config, tuple(data["class_names"]), log)
+
+
+def run_import(
+    config: Config,
+    folder: Path,
+    class_list: Path | None,
+    log: Log,
+    overridden: Collection[str] = (),
+) -> None:
+    """Makes a workdir of weights as they are, for predicting with them and exporting them.
+
+    Args:
+      config: all of it; the model and `init_from` count.
+      folder: the workdir, to be.
+      class_list: a text file with a class name a line, in the order of the logits; None takes
+        those of the weights, or "class 0", "class 1", ... where they have none.
+      log: takes one line of text.
+      overridden: dotted keys of the config that were set on the command line, see `initial`.
+
+    Raises:
+      UserError: no weights are named, they do not fit, or the workdir holds a run already.
+    """
+    if not config["init_from"]:
+        raise UserError("--mode=import needs --config.init_from=FILE, the weights")
+    if workdir.has_checkpoint(folder):
+        raise UserError(f"{folder} holds weights already; take another --workdir")
+    config = initial.resolve(config, overridden, folder, log)
+    settings.check(config)
+    names = initial.class_names(config, class_list)
+    loaded = initial.variables(config, names, log)
+    folder.mkdir(parents=True, exist_ok=True)
+    workdir.write_json(folder / workdir.CONFIG, config)
+    workdir.write_json(
+        folder / workdir.DATA,
+        {
+            "imported": config["init_from"],
+            "name": "none",
+            "prepared": None,
+            "fingerprint": config[initial.DIGEST],
+            "class_names": list(names),
+            "splits": {},
+        },
+    )
+    checkpoints = checkpoint.Checkpoints(folder / workdir.CHECKPOINTS)
+    state = {c: {"model": tree} for c, tree in loaded.items()}
+    checkpoints.save(0, {"step": np.int32(0), **state})
+    checkpoints.close()
+    log(f"{config['model']['name']} for {len(names)} classes in {folder}")
+    log(f"Use it:  python main.py --mode=predict --workdir={folder} VIDEO_OR_FOLDER")
+
+
+def _refuse_imported(folder: Path) -> None:
+    if (folder / workdir.DATA).is_file() and "imported" in workdir.read_data(folder):
+        raise UserError(
+            f"{folder} holds imported weights and no training run; to train from them, take another "
+            f"--workdir and --config.init_from={folder}"
+        )
 
 
 def run_evaluate(folder: Path, split_name: str, log: Log) -> dict[str, Any]:
@@ -120,6 +199,7 @@ def run_evaluate(folder: Path, split_name: str, log: Log) -> dict[str, Any]:
     Raises:
       UserError: nothing was trained there, there is no such split, or the data has changed.
     """
+    _refuse_imported(folder)
     trained = classifier.load(folder, log)
     config, data = trained.config, trained.data
     data_folder = data["prepared"]

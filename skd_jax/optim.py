@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from skd_jax import finetune
 from skd_jax.errors import UserError
 from skd_jax.names import look_up
 
@@ -92,7 +93,10 @@ def decays(params: PyTree) -> PyTree:
 
 
 def optimiser(
-    settings: OptimSettings, total_steps: int, constant: tuple[str, ...] = ()
+    settings: OptimSettings,
+    total_steps: int,
+    constant: tuple[str, ...] = (),
+    lr_groups: tuple[tuple[str, float], ...] = (),
 ) -> optax.GradientTransformation:
     """Gradient transformation for parameters nested as {network: tree}.
 
@@ -101,6 +105,7 @@ def optimiser(
       total_steps: length of the schedule.
       constant: networks whose rate stays at the peak from the first step to the last (SimSiam keeps
         its predictor's rate constant).
+      lr_groups: (pattern, factor of the learning rate), see `finetune`.
 
     Raises:
       UserError: unknown optimiser or schedule.
@@ -138,6 +143,9 @@ def optimiser(
                 for name, tree in params.items()
             },
         )
+    if lr_groups:
+        # Every rule above is linear in its rate, so a factor of its updates is one of the rate.
+        moving = optax.chain(moving, finetune.scale_by_group(lr_groups))
     if settings.clip_norm > 0:
         moving = optax.chain(optax.clip_by_global_norm(settings.clip_norm), moving)
     return moving

@@ -115,7 +115,12 @@ def _clips(path: Path, config: dict[str, Any]) -> tuple[dict[str, np.ndarray], t
 
     def stream() -> decode.FrameStream:
         return decode.iter_frames(
-            path, short_side=data["frame_size"], max_fps=data["max_fps"] or None, threads=0
+            path,
+            short_side=data["frame_size"],
+            max_fps=data["max_fps"] or None,
+            threads=0,
+            width=data.get("frame_width") or None,
+            antialias=data.get("antialias", True),
         )
 
     first_pass = stream()

@@ -8,12 +8,14 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
+import jax
 import jax.numpy as jnp
 
-from skd_jax import durations, methods, models, names, optim
+from skd_jax import durations, finetune, methods, models, names, optim
 from skd_jax.augment import AugmentSettings
 from skd_jax.data.clips import ClipSettings
 from skd_jax.errors import UserError
+from skd_jax.finetune import FinetuneSettings
 from skd_jax.optim import OptimSettings
 from skd_jax.train import LoopSettings
 
@@ -89,6 +91,7 @@ def method(config: Config, num_classes: int) -> methods.Method:
     dtype = model_options.pop("dtype")
     if dtype not in ("float32", "bfloat16"):
         raise UserError(f"config.model.dtype={dtype!r}: take 'float32' or 'bfloat16'")
+    model_options["freeze_batch_norm"] = finetuning(config).freeze_batch_norm
     model = models.create(name, num_classes, dtype=jnp.dtype(dtype), **model_options)
     hyper_parameters = dict(config["method"])
     return methods.create(hyper_parameters.pop("name"), model, **hyper_parameters)
@@ -101,11 +104,38 @@ def check(config: Config) -> None:
     """
     any_method = method(config, num_classes=1)
     lengths = optimiser(config, steps_per_epoch=1e6)
-    optim.optimiser(lengths, loop(config, steps_per_epoch=1e6).total_steps, any_method.constant_lr)
+    steps = loop(config, steps_per_epoch=1e6)
+    optim.optimiser(lengths, steps.total_steps, any_method.constant_lr)
+    _check_finetuning(finetuning(config), any_method, steps.clip_shape)
     augmentation(config)
     clips(config, any_method.num_views)
     evaluation(config)
     crop_fraction(config)
+
+
+def finetuning(config: Config) -> FinetuneSettings:
+    """What of the network is trained, and how fast; all of it where the config says nothing.
+
+    Raises:
+      UserError: an unknown key, or a group that is no PATTERN=FACTOR.
+    """
+    values = dict(config.get("finetune", {}))
+    values["freeze"] = finetune.parse_names(values.get("freeze", ""))
+    values["lr_groups"] = finetune.parse_groups(values.get("lr_groups", ""), "finetune.lr_groups")
+    return dataclass_from(FinetuneSettings, values, "finetune")
+
+
+def _check_finetuning(
+    chosen: FinetuneSettings, any_method: methods.Method, clip_shape: tuple[int, ...]
+) -> None:
+    if not chosen.freeze and not chosen.lr_groups:
+        return
+    clips = jax.ShapeDtypeStruct((1, *clip_shape), jnp.float32)
+    variables = jax.eval_shape(any_method.init, jax.random.key(0), clips)
+    finetune.check(variables["params"], chosen.freeze, "finetune.freeze")
+    groups = [pattern for pattern, _ in chosen.lr_groups]
+    finetune.check(variables["params"], groups, "finetune.lr_groups")
+    finetune.frozen(variables, chosen.freeze, chosen.freeze_batch_norm)
 
 
 def clips(config: Config, views: int) -> ClipSettings:
@@ -131,13 +161,19 @@ def crop_fraction(config: Config) -> float:
     """Side of a test crop as a share of the stored short side: 112 pixels of 128, say.
 
     Raises:
-      UserError: the crop is larger than what is stored.
+      UserError: the crop is larger than what is stored, or that is higher than wide.
     """
     crop, stored = config["augment"]["crop"], config["data"]["frame_size"]
     if crop > stored:
         raise UserError(
             f"config.augment.crop={crop} is larger than config.data.frame_size={stored}; "
             f"frames of about {round(crop * 8 / 7)} leave room for cropping"
+        )
+    width = config["data"].get("frame_width", 0)
+    if width and width < stored:
+        raise UserError(
+            f"config.data.frame_width={width} is less than config.data.frame_size={stored}, the "
+            "height; frames must be as wide as high, or wider"
         )
     return crop / stored
 
@@ -195,6 +231,7 @@ def loop(config: Config, steps_per_epoch: float) -> LoopSettings:
         # Less than a step, as of a small data set, means every step; zero is a mistake.
         eval_every=steps("eval_every") or _every(values, "eval_every"),
         checkpoint_every=steps("checkpoint_every") or _every(values, "checkpoint_every"),
+        freeze=finetuning(config).freeze,
         **{
             key: values[key]
             for key in ("seed", "log_every", "keep", "accumulate", "ema_decay", "replicas")

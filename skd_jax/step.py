@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from skd_jax import augment
+from skd_jax import augment, finetune
 from skd_jax.methods import Method
 
 PyTree = Any
@@ -50,12 +50,14 @@ class StepSettings:
       seed: of dropout and other randomness inside the networks.
       accumulate: micro-batches that a replica's batch is cut into, to save memory.
       ema_decay: of the moving average of the weights; 0 keeps none.
+      freeze: patterns of the parameters that stay as they are, see `finetune`.
     """
 
     total_steps: int
     seed: int = 0
     accumulate: int = 1
     ema_decay: float = 0.0
+    freeze: tuple[str, ...] = ()
 
 
 def create_state(
@@ -64,6 +66,7 @@ def create_state(
     rng: chex.PRNGKey,
     clip_shape: tuple[int, ...],
     settings: StepSettings,
+    initial: PyTree | None = None,
 ) -> TrainState:
     """State before the first step.
 
@@ -72,15 +75,27 @@ def create_state(
       tx: the optimiser.
       rng: key of the initial parameters.
       clip_shape: (T, H, W, 3) of the clips the model will see.
-      settings: whether an average of the weights is kept.
+      settings: whether an average of the weights is kept, and what is frozen.
+      initial: {"params": tree, "batch_stats": tree} of the classifier, to begin with instead of
+        random ones; what they leave out, and the other networks, begin as ever.
+
+    Raises:
+      UserError: nothing is left to train.
     """
     variables = jax.jit(method.init)(rng, jnp.zeros((1, *clip_shape), jnp.float32))
+    if initial is not None:
+        variables = {
+            collection: trees
+            | {"model": trees["model"] | jax.tree.map(jnp.asarray, dict(initial[collection]))}
+            for collection, trees in variables.items()
+        }
+    trained, _ = finetune.split(variables["params"], _frozen(method, variables, settings))
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=variables["params"],
         batch_stats=variables["batch_stats"],
         method_state=method.init_state(variables),
-        opt_state=tx.init(variables["params"]),
+        opt_state=tx.init(trained),
         ema=jax.tree.map(jnp.copy, variables) if settings.ema_decay > 0 else None,
     )
 
@@ -99,7 +114,8 @@ def train_step(
 
     Gradients, metrics and running statistics are averaged over `axis_name` in one reduction, so
     every replica ends with the same state. That state does not depend on the number of replicas, to
-    rounding, unless the model has dropout: each replica draws its own.
+    rounding, unless the model has dropout: each replica draws its own. Only what is not frozen is
+    differentiated and reduced.
 
     Args:
       state: replicated.
@@ -119,11 +135,13 @@ def train_step(
         rng = jax.random.fold_in(rng, jax.lax.axis_index(axis_name))
     progress = state.step.astype(jnp.float32) / settings.total_steps
 
-    def loss_fn(params, stats, method_state, part, key):
+    trained, frozen = finetune.split(state.params, _frozen(method, state.variables, settings))
+
+    def loss_fn(trained, stats, method_state, part, key):
         clips = augment.train_clips(
             part["clips"], part["size"], part["flip"], part["key"], augmentation
         )
-        variables = {"params": params, "batch_stats": stats}
+        variables = {"params": finetune.join(trained, frozen), "batch_stats": stats}
         return method.loss(
             variables, {**part, "clips": clips}, method_state, key, progress, axis_name
         )
@@ -134,17 +152,17 @@ def train_step(
         stats, method_state, total = carry
         part, key = inputs
         (_, (metrics, stats, method_state)), grads = gradient(
-            state.params, stats, method_state, part, key
+            trained, stats, method_state, part, key
         )
         return (stats, method_state, jax.tree.map(jnp.add, total, grads)), metrics
 
     if settings.accumulate == 1:
         (_, (metrics, stats, method_state)), grads = gradient(
-            state.params, state.batch_stats, state.method_state, batch, rng
+            trained, state.batch_stats, state.method_state, batch, rng
         )
     else:
         parts = _split(batch, settings.accumulate)
-        zeros = jax.tree.map(jnp.zeros_like, state.params)
+        zeros = jax.tree.map(jnp.zeros_like, trained)
         (stats, method_state, grads), metrics = jax.lax.scan(
             micro_step,
             (state.batch_stats, state.method_state, zeros),
@@ -155,14 +173,22 @@ def train_step(
 
     if axis_name is not None:
         grads, metrics, stats = jax.lax.pmean((grads, metrics, stats), axis_name)
-    updates, opt_state = tx.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    if method.freezes_batch_norm:
+        # Not even the mean over three replicas of one number is sure to be that number.
+        stats = stats | {"model": state.batch_stats["model"]}
+    updates, opt_state = tx.update(grads, state.opt_state, trained)
+    params = finetune.join(optax.apply_updates(trained, updates), frozen)
     ema = state.ema
     if settings.ema_decay > 0:
         # The decay warms up with the step, or the random start would linger in the average.
         step = state.step.astype(jnp.float32)
         decay = jnp.minimum(settings.ema_decay, (1.0 + step) / (10.0 + step))
-        ema = optax.incremental_update({"params": params, "batch_stats": stats}, ema, 1.0 - decay)
+        # In this form the average of what never moves is that very value.
+        ema = jax.tree.map(
+            lambda old, new: old + (1.0 - decay) * (new - old),
+            ema,
+            {"params": params, "batch_stats": stats},
+        )
     new_state = state.replace(
         step=state.step + 1,
         params=params,
@@ -202,6 +228,10 @@ def eval_step(
     if axis_name is not None:
         scores = jax.lax.all_gather(scores, axis_name, tiled=True)
     return scores
+
+
+def _frozen(method: Method, variables: PyTree, settings: StepSettings) -> PyTree:
+    return finetune.frozen(variables, settings.freeze, method.freezes_batch_norm)
 
 
 def _split(batch: dict[str, chex.Array], parts: int) -> dict[str, chex.Array]:

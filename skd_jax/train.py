@@ -44,6 +44,7 @@ class LoopSettings:
       accumulate: micro-batches of a step.
       ema_decay: of the weights' moving average; 0 keeps none.
       replicas: "pmap" or "shard_map".
+      freeze: patterns of the parameters that stay as they are, see `finetune`.
 
     Raises:
       UserError: a value out of range.
@@ -59,6 +60,7 @@ class LoopSettings:
     accumulate: int = 1
     ema_decay: float = 0.0
     replicas: str = "pmap"
+    freeze: tuple[str, ...] = ()
 
     def __post_init__(self):
         for name in (
@@ -101,6 +103,7 @@ def train(
     data: Data,
     workdir: Path,
     log: Callable[[str], None] = print,
+    initial: Callable[[], PyTree] | None = None,
 ) -> bool:
     """Trains to `settings.total_steps`, going on from the last checkpoint in the workdir.
 
@@ -113,6 +116,8 @@ def train(
       data: batches.
       workdir: gets checkpoints/, metrics.jsonl and tensorboard/.
       log: takes one line of text; silent in all processes but the first.
+      initial: gives the classifier's variables to begin with, see `step.create_state`; called by a
+        new run only, never by one that goes on.
 
     Returns:
       True when finished; False when a SIGTERM stopped it, its state saved.
@@ -122,7 +127,11 @@ def train(
       ValueError: the training batches end too early.
     """
     step_settings = step.StepSettings(
-        settings.total_steps, settings.seed, settings.accumulate, settings.ema_decay
+        settings.total_steps,
+        settings.seed,
+        settings.accumulate,
+        settings.ema_decay,
+        settings.freeze,
     )
     create = functools.partial(
         step.create_state, method, tx, jax.random.key(settings.seed), settings.clip_shape
@@ -131,7 +140,7 @@ def train(
     checkpoints = checkpoint.Checkpoints(workdir / CHECKPOINTS, settings.keep, log=log)
     restored = checkpoints.restore_latest()
     if restored is None:
-        first, state = 0, create(step_settings)
+        first, state = 0, create(step_settings, initial=initial() if initial else None)
     else:
         first, flat = restored
         template = jax.eval_shape(lambda: create(step_settings))

@@ -25,10 +25,20 @@ _MOVABLE = (
     "data.shards",
     "data.workers",
     "eval.batch_size",
+    "init_from",  # its content counts, by init_from_sha256
     "train.log_every",
     "train.replicas",
     "train.threads",
 )
+
+# Keys that came later, with what older runs did: these go on too.
+_LATER = {
+    "data.antialias": True,
+    "data.frame_width": 0,
+    "finetune.freeze": "",
+    "finetune.freeze_batch_norm": False,
+    "finetune.lr_groups": "",
+}
 
 
 def claim(workdir: Path, config: Mapping[str, Any]) -> None:
@@ -41,7 +51,7 @@ def claim(workdir: Path, config: Mapping[str, Any]) -> None:
     """
     config = json.loads(json.dumps(config))
     if (workdir / CONFIG).is_file() and has_checkpoint(workdir):
-        stored, wanted = flat(read_config(workdir)), flat(config)
+        stored, wanted = _LATER | flat(read_config(workdir)), _LATER | flat(config)
         changed = [
             f"  {key}: {_shown(stored, key)} there, {_shown(wanted, key)} now"
             for key in sorted(stored.keys() | wanted.keys())

@@ -67,6 +67,17 @@ def test_what_belongs_to_the_machine_may_change(tmp_path):
     assert workdir.read_config(tmp_path)["data"]["root"] == "here"
 
 
+def test_a_run_of_before_there_was_a_key_goes_on(tmp_path):
+    workdir.claim(tmp_path, CONFIG)
+    (tmp_path / "checkpoints" / "20").mkdir(parents=True)
+    later = changed(data__frame_width=0, data__antialias=True)
+    later["finetune"] = {"freeze": ""}
+    workdir.claim(tmp_path, later)
+    later["finetune"]["freeze"] = "stem"
+    with pytest.raises(UserError, match='finetune.freeze: "" there, "stem" now'):
+        workdir.claim(tmp_path, later)
+
+
 @pytest.mark.parametrize(
     "read,name", [(workdir.read_config, "config"), (workdir.read_data, "data")]
 )

@@ -196,5 +196,6 @@ def _whole(uniform: np.ndarray, low, high) -> np.ndarray:
 def _spread(room: int, count: int) -> np.ndarray:
     """`count` whole positions in [0, room], evenly spaced; the middle one if `count` is 1."""
     if count == 1:
-        return np.array([room // 2])
+        # Halves go to the even neighbour, as in torchvision's center_crop.
+        return np.rint([room / 2]).astype(np.int64)
     return np.rint(np.linspace(0, room, count)).astype(np.int64)

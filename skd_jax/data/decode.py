@@ -20,6 +20,7 @@ from av.video.reformatter import Interpolation, VideoReformatter
 from etils import epath
 
 from skd_jax.data.files import is_remote
+from skd_jax.data.resize import bilinear
 
 VIDEO_SUFFIXES = frozenset(
     (".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts")
@@ -82,12 +83,12 @@ class FrameStream:
       notes: what was wrong with the file but did not prevent its use.
     """
 
-    def __init__(self, path, short_side, max_fps, max_frames, min_frames, threads):
+    def __init__(self, path, convert, max_fps, max_frames, min_frames, threads):
         self.path = os.fspath(path)
         self.fps = 0.0
         self.count = 0
         self.notes: tuple[str, ...] = ()
-        self._frames = self._run(short_side, max_fps, max_frames, min_frames, threads)
+        self._frames = self._run(convert, max_fps, max_frames, min_frames, threads)
 
     def __iter__(self) -> Iterator[np.ndarray]:
         return self._frames
@@ -95,7 +96,7 @@ class FrameStream:
     def _note(self, text: str) -> None:
         self.notes += (text,)
 
-    def _run(self, short_side, max_fps, max_frames, min_frames, threads) -> Iterator[np.ndarray]:
+    def _run(self, convert, max_fps, max_frames, min_frames, threads) -> Iterator[np.ndarray]:
         try:
             with _open(self.path) as container:
                 stream = _video_stream(container, self.path)
@@ -103,7 +104,7 @@ class FrameStream:
                 stream.codec_context.thread_count = threads
                 timed = _Clock(self, container, stream)
                 limit = None if max_frames is None else max_frames + 1  # One more tells: cut short.
-                for frame in itertools.islice(timed.frames(short_side, max_fps), limit):
+                for frame in itertools.islice(timed.frames(convert, max_fps), limit):
                     if self.count == max_frames:
                         self._note(f"cut after the first {max_frames} frames")
                         break
@@ -128,6 +129,8 @@ def iter_frames(
     max_frames: int | None = None,
     min_frames: int = 1,
     threads: int = 1,
+    width: int | None = None,
+    antialias: bool = True,
 ) -> FrameStream:
     """Streams the frames of one video file.
 
@@ -141,6 +144,9 @@ def iter_frames(
       max_frames: stops after so many frames.
       min_frames: fewer than these is an error, raised at the end of the iteration.
       threads: decoder threads; 0 is one per core. One is best where processes share the cores.
+      width: makes every frame `short_side` pixels high and `width` wide, whatever its aspect, as
+        torchvision's video presets do; None keeps the aspect.
+      antialias: whether shrinking smooths first; without, see `resize.bilinear`.
 
     Returns:
       An iterable of uint8 (H, W, 3) arrays with `fps`, `count` and `notes`. A damaged or truncated
@@ -149,7 +155,8 @@ def iter_frames(
     Raises (while iterating):
       DecodeError: the file is missing, empty, no video, or gives fewer than `min_frames` frames.
     """
-    return FrameStream(path, short_side, max_fps, max_frames, min_frames, threads)
+    convert = _Converter(short_side, width, antialias)
+    return FrameStream(path, convert, max_fps, max_frames, min_frames, threads)
 
 
 def decode(
@@ -160,6 +167,8 @@ def decode(
     max_frames: int | None = None,
     min_frames: int = 1,
     threads: int = 1,
+    width: int | None = None,
+    antialias: bool = True,
 ) -> Decoded:
     """Decodes one video file whole: `iter_frames` gathered into one array.
 
@@ -173,6 +182,8 @@ def decode(
         max_frames=max_frames,
         min_frames=min_frames,
         threads=threads,
+        width=width,
+        antialias=antialias,
     )
     frames = np.stack(list(stream))
     return Decoded(frames, stream.fps, stream.notes)
@@ -236,8 +247,7 @@ class _Clock:
             return (self._seen - 1) / (self._last - self._first)
         return self._rate
 
-    def frames(self, short_side: int | None, max_fps: float | None) -> Iterator[np.ndarray]:
-        convert = _Converter(short_side)
+    def frames(self, convert: "_Converter", max_fps: float | None) -> Iterator[np.ndarray]:
         if max_fps is None:
             for _, frame in self._timed():
                 yield convert(frame)
@@ -316,23 +326,37 @@ def _decoded_frames(container, stream, note) -> Iterator["av.VideoFrame"]:
 class _Converter:
     """Frame to a resized, upright RGB array; all frames get the size the first one asks for."""
 
-    def __init__(self, short_side: int | None):
-        self._short_side = short_side
+    def __init__(self, short_side: int | None, width: int | None = None, antialias: bool = True):
+        self._short_side, self._width, self._antialias = short_side, width, antialias
         self._size: tuple[int, int] | None = None
         self._reformatter = VideoReformatter()  # One for all frames: it caches its tables.
 
     def __call__(self, frame: "av.VideoFrame") -> np.ndarray:
+        matrix = _display_matrix(frame)
         if self._size is None:
-            width, height = frame.width, frame.height
-            if self._short_side is not None:
-                scale = self._short_side / min(width, height)
-                width, height = max(1, round(width * scale)), max(1, round(height * scale))
-            self._size = width, height
+            self._size = self._size_of(frame.width, frame.height, _is_turned(matrix))
+        size = self._size if self._antialias else (frame.width, frame.height)
         # One thread: swscale's own would fight with the other decoding processes.
         rgb = self._reformatter.reformat(
-            frame, *self._size, format="rgb24", interpolation=_SCALER, threads=1
+            frame, *size, format="rgb24", interpolation=_SCALER, threads=1
         )
-        return _upright(rgb.to_ndarray(), _display_matrix(frame))
+        image = rgb.to_ndarray()
+        if not self._antialias:
+            image = bilinear(image, self._size[1], self._size[0])
+        return _upright(image, matrix)
+
+    def _size_of(self, width: int, height: int, turned: bool) -> tuple[int, int]:
+        """(width, height) before the frame is turned upright."""
+        if self._short_side is None:
+            return width, height
+        if self._width is not None:
+            shown = self._width, self._short_side
+            return shown[::-1] if turned else shown
+        short = min(width, height)
+        if not self._antialias:  # PyTorch's libraries cut the long side's fraction off
+            return self._short_side * width // short, self._short_side * height // short
+        scale = self._short_side / short
+        return max(1, round(width * scale)), max(1, round(height * scale))
 
 
 def _display_matrix(frame: "av.VideoFrame") -> tuple[int, int, int, int] | None:
@@ -344,12 +368,17 @@ def _display_matrix(frame: "av.VideoFrame") -> tuple[int, int, int, int] | None:
     return int(matrix[0]), int(matrix[1]), int(matrix[3]), int(matrix[4])
 
 
+def _is_turned(matrix: tuple[int, int, int, int] | None) -> bool:
+    """Whether the picture is shown with its sides exchanged."""
+    return matrix is not None and abs(matrix[1]) > abs(matrix[0])
+
+
 def _upright(image: np.ndarray, matrix: tuple[int, int, int, int] | None) -> np.ndarray:
     """Applies the nearest of the eight quarter turns and mirrorings to an (H, W, 3) image."""
     if matrix is None:
         return image
     a, b, c, d = matrix
-    if abs(b) > abs(a):
+    if _is_turned(matrix):
         image = image.transpose(1, 0, 2)
         mirror_x, mirror_y = c < 0, b < 0
     else:

@@ -112,6 +112,7 @@ def prepare(
 def _check_settings(settings: PrepareSettings) -> None:
     limits = {
         "frame_size": (1, 65535),
+        "frame_width": (1, 65535),
         "jpeg_quality": (1, 100),
         "max_fps": (1e-3, math.inf),
         "max_frames": (1, math.inf),
@@ -121,7 +122,7 @@ def _check_settings(settings: PrepareSettings) -> None:
     }
     for name, (low, high) in limits.items():
         value = getattr(settings, name)
-        if value is None and name in ("max_fps", "max_frames"):
+        if value is None and name in ("frame_width", "max_fps", "max_frames"):
             continue
         if not isinstance(value, int | float) or not low <= value <= high:
             between = f"between {low} and {high}" if high < math.inf else f"at least {low}"
@@ -192,6 +193,9 @@ def _identity(index: VideoIndex, settings: PrepareSettings) -> dict:
     """
     stored = dataclasses.asdict(settings)
     del stored["workers"]
+    for name in ("frame_width", "antialias"):  # directories of before they were there stay valid
+        if stored[name] == getattr(_DEFAULTS, name):
+            del stored[name]
     identity = {
         "format": _FORMAT,
         "settings": stored,

@@ -46,6 +46,11 @@ class Method:
         """Networks whose learning rate stays at its peak instead of following the schedule."""
         return ()
 
+    @property
+    def freezes_batch_norm(self) -> bool:
+        """Whether the classifier's BatchNorm layers stay as they are, statistics and parameters."""
+        return getattr(self.model, "freeze_batch_norm", False)
+
     def init(self, rng: chex.PRNGKey, clips: chex.Array) -> PyTree:
         """Initial variables.
 

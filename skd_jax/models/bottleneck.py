@@ -21,6 +21,9 @@ from flax import linen as nn
 from skd_jax.models.conv3d import Triple
 from skd_jax.models.layers import max_pool
 
+# Of a block's path, once `layerS_B/` is `...res_blocks.B.`; see `torch_names`.
+PYTORCHVIDEO_BRANCH = (r"\.(conv|norm)_([abc])$", r".branch2.\1_\2")
+
 
 class Stem(nn.Module):
     """Convolution of stride (1, 2, 2), BatchNorm, ReLU, 1x3x3 max-pooling of stride (1, 2, 2)."""

@@ -12,6 +12,13 @@ from skd_jax.models.layers import BatchNorm, Conv3D
 from skd_jax.models.outputs import Outputs
 
 
+def linear_classifier(num_classes: int) -> nn.Dense:
+    """The layer `fc`: float32 embeddings to logits, from N(0, 0.01^2) as torchvision starts it."""
+    return nn.Dense(
+        num_classes, kernel_init=nn.initializers.normal(0.01), dtype=jnp.float32, name="fc"
+    )
+
+
 class VideoClassifier(nn.Module):
     """Base of a family, which defines `__call__(clips, train=False) -> Outputs`.
 
@@ -28,6 +35,8 @@ class VideoClassifier(nn.Module):
       dropout: share of the embedding dropped before the classifier in training.
       remat: whether the backward pass recomputes the activations within each stage instead of
         keeping them; parameters and results are the same.
+      freeze_batch_norm: whether BatchNorm normalises with its running statistics in training too,
+        and leaves them as they are.
     """
 
     num_classes: int
@@ -36,6 +45,7 @@ class VideoClassifier(nn.Module):
     axis_name: str | None = None
     dropout: float = 0.0
     remat: bool = False
+    freeze_batch_norm: bool = False
 
     def prepare(self, clips: jax.Array, train: bool):
         """Checks the clips and makes the layers that a network is built of.
@@ -63,7 +73,10 @@ class VideoClassifier(nn.Module):
 
         def norm(**options) -> BatchNorm:
             return BatchNorm(
-                use_running_average=not train, dtype=dtype, axis_name=self.axis_name, **options
+                use_running_average=self.freeze_batch_norm or not train,
+                dtype=dtype,
+                axis_name=self.axis_name,
+                **options,
             )
 
         return clips.astype(dtype), conv, norm
@@ -87,7 +100,4 @@ class VideoClassifier(nn.Module):
     def classify(self, embedding: jax.Array, maps: Sequence[jax.Array], train: bool) -> Outputs:
         """Dropout and the linear classifier `fc` on float32 embeddings (B, D)."""
         x = nn.Dropout(self.dropout, deterministic=not train)(embedding)
-        logits = nn.Dense(
-            self.num_classes, kernel_init=nn.initializers.normal(0.01), dtype=jnp.float32, name="fc"
-        )(x)
-        return Outputs(logits, embedding, tuple(maps))
+        return Outputs(linear_classifier(self.num_classes)(x), embedding, tuple(maps))

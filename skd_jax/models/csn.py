@@ -34,11 +34,12 @@ import jax
 from flax import linen as nn
 
 from skd_jax.models.blocks import scaled
-from skd_jax.models.bottleneck import Stem, bottlenecks
+from skd_jax.models.bottleneck import PYTORCHVIDEO_BRANCH, Stem, bottlenecks
 from skd_jax.models.classifier import VideoClassifier
 from skd_jax.models.entry import Entry
 from skd_jax.models.layers import global_average_pool
 from skd_jax.models.outputs import Outputs
+from skd_jax.models.torch_names import TorchNames
 
 
 class CSN(VideoClassifier):
@@ -94,6 +95,34 @@ class CSN(VideoClassifier):
         return self.classify(global_average_pool(x), maps, train)
 
 
+_PYTORCHVIDEO = TorchNames(
+    "pytorchvideo",
+    (
+        (r"^stem/", "blocks.0."),
+        (r"^layer(\d)_(\d+)/", r"blocks.\1.res_blocks.\2."),
+        PYTORCHVIDEO_BRANCH,
+        (r"^fc$", "blocks.5.proj"),
+    ),
+)
+_VMZ = TorchNames(
+    "VMZ",
+    (
+        (r"^stem/conv$", "stem.0"),
+        (r"^stem/norm$", "stem.1"),
+        (r"^layer(\d)_(\d+)/", r"layer\1.\2."),
+        (r"branch1_conv$", "downsample.0"),
+        (r"branch1_norm$", "downsample.1"),
+        (r"conv_a$", "conv1.0"),
+        (r"norm_a$", "conv1.1"),
+        (r"conv_b_pointwise$", "conv2.0.0"),
+        (r"norm_b_pointwise$", "conv2.0.1"),
+        (r"conv_b$", "conv2.0.2"),
+        (r"norm_b$", "conv2.1"),
+        (r"conv_c$", "conv3.0"),
+        (r"norm_c$", "conv3.1"),
+    ),
+)
+
 _STAGE_SIZES = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 
 MODELS: dict[str, Entry] = {
@@ -101,10 +130,11 @@ MODELS: dict[str, Entry] = {
         functools.partial(CSN, stage_sizes=sizes, preserve=preserve, epsilon=epsilon),
         clip=(32, 224, 224),
         source=f"Tran et al. 2019; {reference}",
+        torch=torch,
     )
-    for kind, preserve, epsilon, reference in [
-        ("ircsn", False, 1e-5, "pytorchvideo csn_r101"),
-        ("ipcsn", True, 1e-3, "VMZ ip_csn_152"),
+    for kind, preserve, epsilon, reference, torch in [
+        ("ircsn", False, 1e-5, "pytorchvideo csn_r101", _PYTORCHVIDEO),
+        ("ipcsn", True, 1e-3, "VMZ ip_csn_152", _VMZ),
     ]
     for depth, sizes in _STAGE_SIZES.items()
 }

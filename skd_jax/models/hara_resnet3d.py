@@ -48,6 +48,7 @@ from skd_jax.models.layers import global_average_pool, max_pool
 from skd_jax.models.outputs import Outputs
 from skd_jax.models.residual import BasicBlock, Bottleneck, projection, zero_padding
 from skd_jax.models.resnet3d import full
+from skd_jax.models.torch_names import TorchNames
 from skd_jax.names import look_up
 
 _SHORTCUTS = {"A": lambda conv, norm: zero_padding, "B": projection}
@@ -115,11 +116,22 @@ class HaraResNet3D(VideoClassifier):
         return self.classify(global_average_pool(x), maps, train)
 
 
+_TORCH = TorchNames(
+    "3D-ResNets-PyTorch",
+    (
+        (r"^layer(\d)_(\d+)/", r"layer\1.\2."),
+        (r"downsample_conv$", "downsample.0"),
+        (r"downsample_bn$", "downsample.1"),
+    ),
+    hint="the ResNet-18 and -34 of 2017 and 2018 have no downsample keys: give shortcut='A'",
+)
+
 MODELS: dict[str, Entry] = {
     f"resnet3d_{depth}": Entry(
         functools.partial(HaraResNet3D, stage_sizes=sizes, bottleneck=depth >= 50),
         clip=(16, 112, 112),
         source="Hara et al. 2018, 3D-ResNets-PyTorch",
+        torch=_TORCH,
     )
     for depth, sizes in (
         (10, (1, 1, 1, 1)),

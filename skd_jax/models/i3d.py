@@ -30,11 +30,12 @@ import jax
 from flax import linen as nn
 
 from skd_jax.models.blocks import scaled
-from skd_jax.models.bottleneck import Stem, bottlenecks
+from skd_jax.models.bottleneck import PYTORCHVIDEO_BRANCH, Stem, bottlenecks
 from skd_jax.models.classifier import VideoClassifier
 from skd_jax.models.entry import Entry
 from skd_jax.models.layers import global_average_pool, max_pool
 from skd_jax.models.outputs import Outputs
+from skd_jax.models.torch_names import TorchNames
 
 
 class InflatedResNet(VideoClassifier):
@@ -91,6 +92,23 @@ class InflatedResNet(VideoClassifier):
         return self.classify(global_average_pool(x), maps, train)
 
 
+def _pytorchvideo(*numbers: int) -> TorchNames:
+    """Names where stages 1 to 4 and the head are `blocks` of these numbers."""
+    *stages, head = numbers
+    return TorchNames(
+        "pytorchvideo",
+        (
+            (r"^stem/", "blocks.0."),
+            (
+                r"^layer(\d)_(\d+)/",
+                lambda match: f"blocks.{stages[int(match[1]) - 1]}.res_blocks.{match[2]}.",
+            ),
+            PYTORCHVIDEO_BRANCH,
+            (r"^fc$", f"blocks.{head}.proj"),
+        ),
+    )
+
+
 slow_r50 = Entry(
     functools.partial(
         InflatedResNet,
@@ -101,6 +119,7 @@ slow_r50 = Entry(
     ),
     clip=(8, 224, 224),
     source="Feichtenhofer et al. 2019; pytorchvideo slow_r50 (8x8)",
+    torch=_pytorchvideo(1, 2, 3, 4, 5),
 )
 i3d_r50 = Entry(
     functools.partial(
@@ -112,5 +131,6 @@ i3d_r50 = Entry(
     ),
     clip=(8, 224, 224),
     source="Carreira and Zisserman 2017; pytorchvideo i3d_r50 (8x8)",
+    torch=_pytorchvideo(1, 3, 4, 5, 6),
 )
 MODELS: dict[str, Entry] = {"i3d_r50": i3d_r50, "slow_r50": slow_r50}

@@ -16,7 +16,7 @@ torchvision's state dict is named as in resnet3d.py.
 import functools
 
 from skd_jax.models.entry import Entry
-from skd_jax.models.resnet3d import ResNet3D, full, full_stem
+from skd_jax.models.resnet3d import TORCHVISION, ResNet3D, full, full_stem
 
 
 def spatial(conv, norm, inputs: int, features: int):
@@ -35,5 +35,6 @@ MODELS: dict[str, Entry] = {
         ),
         clip=(16, 112, 112),
         source="Tran et al. 2018, torchvision",
+        torch=TORCHVISION,
     )
 }

@@ -46,6 +46,7 @@ from skd_jax.models.classifier import VideoClassifier
 from skd_jax.models.entry import Entry
 from skd_jax.models.layers import global_average_pool
 from skd_jax.models.outputs import Outputs
+from skd_jax.models.torch_names import TorchNames
 
 # A stage ends where the next group shrinks the maps.
 _STAGES = (
@@ -140,11 +141,35 @@ class MobileNetV2(VideoClassifier):
         return self.classify(global_average_pool(x), maps, train)
 
 
+# Number of the first block of each stage among `features`, which begin with the stem.
+_FIRST = tuple(
+    1 + sum(size for groups in _STAGES[:stage] for _, _, size, _ in groups)
+    for stage in range(len(_STAGES) + 1)
+)
+_TORCH = TorchNames(
+    "Efficient-3DCNNs",
+    (
+        (r"^stem/", "features.0/"),
+        (r"^conv_last/", f"features.{_FIRST[-1]}/"),
+        (
+            r"^layer(\d)_(\d+)/",
+            lambda match: f"features.{_FIRST[int(match[1]) - 1] + int(match[2])}.conv/",
+        ),
+        # Convolution, BatchNorm, ReLU6, over and over.
+        (r"/conv(\d)$", lambda match: f".{3 * (int(match[1]) - 1)}"),
+        (r"/bn(\d)$", lambda match: f".{3 * (int(match[1]) - 1) + 1}"),
+        (r"/conv$", ".0"),
+        (r"/bn$", ".1"),
+        (r"^fc$", "classifier.1"),
+    ),
+)
+
 MODELS: dict[str, Entry] = {
     f"mobilenetv2_{name}": Entry(
         functools.partial(MobileNetV2, variant=variant, stages=_STAGES),
         clip=(16, 112, 112),
         source="Sandler et al. 2018; okankop/Efficient-3DCNNs",
+        torch=_TORCH,
     )
     for name, variant in {"x0_2": 0.2, "x0_45": 0.45, "x0_7": 0.7, "x1": 1.0}.items()
 }

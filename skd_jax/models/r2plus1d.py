@@ -39,7 +39,7 @@ from flax import linen as nn
 from skd_jax.models.blocks import scaled
 from skd_jax.models.conv3d import Triple
 from skd_jax.models.entry import Entry
-from skd_jax.models.resnet3d import DOWNSAMPLING, ResNet3D
+from skd_jax.models.resnet3d import DOWNSAMPLING, TORCHVISION_FACTORISED, ResNet3D
 
 
 class Conv2Plus1D(nn.Module):
@@ -95,10 +95,12 @@ MODELS: dict[str, Entry] = {
         functools.partial(_R2PLUS1D, stage_sizes=(2, 2, 2, 2)),
         clip=(16, 112, 112),
         source="Tran et al. 2018, torchvision",
+        torch=TORCHVISION_FACTORISED,
     ),
     "r2plus1d_34": Entry(
         functools.partial(_R2PLUS1D, stage_sizes=(3, 4, 6, 3)),
         clip=(16, 112, 112),
         source="Tran et al. 2018; geometry of torchvision's r2plus1d_18",
+        torch=TORCHVISION_FACTORISED,
     ),
 }

@@ -36,6 +36,7 @@ from skd_jax.models.entry import Entry
 from skd_jax.models.layers import global_average_pool
 from skd_jax.models.outputs import Outputs
 from skd_jax.models.residual import BasicBlock, projection
+from skd_jax.models.torch_names import TorchNames
 
 # Makes what builds the convolutions of a block, build(strides=..., name=...); takes (conv, norm,
 # inputs, features), the channels that come into the block and those it puts out.
@@ -120,6 +121,36 @@ class ResNet3D(VideoClassifier):
         return self.classify(global_average_pool(x), maps, train)
 
 
+_BLOCKS = (
+    (r"^layer(\d)_(\d+)/", r"layer\1.\2."),
+    (r"downsample_conv$", "downsample.0"),
+    (r"downsample_bn$", "downsample.1"),
+    (r"\.bn(\d)$", r".conv\1.1"),
+)
+TORCHVISION = TorchNames(
+    "torchvision",
+    (
+        *_BLOCKS,
+        (r"^stem/conv$", "stem.0"),
+        (r"^stem/bn$", "stem.1"),
+        (r"\.conv(\d)$", r".conv\1.0"),
+    ),
+)
+TORCHVISION_FACTORISED = TorchNames(
+    "torchvision",
+    (
+        *_BLOCKS,
+        (r"^stem/conv/spatial$", "stem.0"),
+        (r"^stem/conv/bn$", "stem.1"),
+        (r"^stem/conv/temporal$", "stem.3"),
+        (r"^stem/bn$", "stem.4"),
+        (r"/spatial$", ".0.0"),
+        (r"/bn$", ".0.1"),
+        (r"/temporal$", ".0.3"),
+    ),
+    hint="VMZ's and IG-65M's r2plus1d_34 have other channels between their convolutions",
+)
+
 _R3D = functools.partial(
     ResNet3D, stage_strides=DOWNSAMPLING, stem_unit=full_stem, units=(full,) * 4
 )
@@ -129,6 +160,7 @@ MODELS: dict[str, Entry] = {
         functools.partial(_R3D, stage_sizes=sizes),
         clip=(16, 112, 112),
         source=source,
+        torch=TORCHVISION,
     )
     for depth, sizes, source in (
         (10, (1, 1, 1, 1), "geometry of torchvision's r3d_18"),

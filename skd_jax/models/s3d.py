@@ -51,6 +51,7 @@ from skd_jax.models.classifier import VideoClassifier
 from skd_jax.models.entry import Entry
 from skd_jax.models.layers import max_pool, uniform_fan_in
 from skd_jax.models.outputs import Outputs
+from skd_jax.models.torch_names import TorchNames
 
 Block = tuple[int, int, int, int, int, int]  # (b0, m1, b1, m2, b2, b3)
 
@@ -191,6 +192,18 @@ class S3D(VideoClassifier):
         return Outputs(jnp.mean(outputs.logits, over), jnp.mean(pooled, over), outputs.maps)
 
 
+_TORCH = TorchNames(
+    "torchvision",
+    (
+        (r"^fc$", "classifier.1"),
+        (r"^features_", "features."),
+        (r"(branch\d)_", r"\1."),
+        (r"/(spatial|conv)\b", ".0"),
+        (r"/(temporal|bn)\b", ".1"),
+    ),
+    conv_classifier=True,
+)
+
 MODELS: dict[str, Entry] = {
     "s3d": Entry(
         functools.partial(
@@ -199,5 +212,6 @@ MODELS: dict[str, Entry] = {
         ),
         clip=(16, 224, 224),
         source="Xie et al. 2018, torchvision",
+        torch=_TORCH,
     )
 }

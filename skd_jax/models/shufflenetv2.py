@@ -46,6 +46,7 @@ from skd_jax.models.classifier import VideoClassifier
 from skd_jax.models.entry import Entry
 from skd_jax.models.layers import global_average_pool, max_pool
 from skd_jax.models.outputs import Outputs
+from skd_jax.models.torch_names import TorchNames
 
 
 class DownBranch(nn.Module):
@@ -152,11 +153,36 @@ class ShuffleNetV2(VideoClassifier):
         return self.classify(global_average_pool(x), maps, train)
 
 
+_STAGE_SIZES = (4, 8, 4)
+# Places in the branches' sequences: no ReLU follows a depthwise convolution.
+_PLACES = {
+    "branch1": {"conv1": 0, "bn1": 1, "conv2": 2, "bn2": 3},
+    "branch2": {"conv1": 0, "bn1": 1, "conv2": 3, "bn2": 4, "conv3": 5, "bn3": 6},
+}
+_TORCH = TorchNames(
+    "Efficient-3DCNNs",
+    (
+        (r"^stem/", "conv1/"),
+        (
+            r"^layer(\d)_(\d+)/",
+            lambda match: f"features.{sum(_STAGE_SIZES[: int(match[1]) - 1]) + int(match[2])}.",
+        ),
+        (
+            r"(branch\d)/(\w+)$",
+            lambda match: f"banch{match[1][-1]}.{_PLACES[match[1]][match[2]]}",
+        ),
+        (r"/conv$", ".0"),
+        (r"/bn$", ".1"),
+        (r"^fc$", "classifier.1"),
+    ),
+)
+
 MODELS: dict[str, Entry] = {
     f"shufflenetv2_{name}": Entry(
-        functools.partial(ShuffleNetV2, channels=channels, stage_sizes=(4, 8, 4)),
+        functools.partial(ShuffleNetV2, channels=channels, stage_sizes=_STAGE_SIZES),
         clip=(16, 112, 112),
         source="Ma et al. 2018; okankop/Efficient-3DCNNs",
+        torch=_TORCH,
     )
     for name, channels in {
         "x0_25": (32, 64, 128, 1024),

@@ -41,11 +41,12 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from skd_jax.models.blocks import scaled
-from skd_jax.models.bottleneck import Stem, bottlenecks
+from skd_jax.models.bottleneck import PYTORCHVIDEO_BRANCH, Stem, bottlenecks
 from skd_jax.models.classifier import VideoClassifier
 from skd_jax.models.entry import Entry
 from skd_jax.models.layers import global_average_pool
 from skd_jax.models.outputs import Outputs
+from skd_jax.models.torch_names import TorchNames
 
 
 class Fusion(nn.Module):
@@ -136,15 +137,38 @@ class SlowFast(VideoClassifier):
         return self.classify(jnp.concatenate(pooled, axis=-1), maps, train)
 
 
+_PATHWAYS = {"slow": 0, "fast": 1}
+_TORCH = TorchNames(
+    "pytorchvideo",
+    (
+        (
+            r"^(slow|fast)_stem/",
+            lambda match: f"blocks.0.multipathway_blocks.{_PATHWAYS[match[1]]}.",
+        ),
+        (
+            r"^(slow|fast)_layer(\d)_(\d+)/",
+            lambda match: (
+                f"blocks.{match[2]}.multipathway_blocks.{_PATHWAYS[match[1]]}"
+                f".res_blocks.{match[3]}."
+            ),
+        ),
+        PYTORCHVIDEO_BRANCH,
+        (r"^fusion(\d)/", r"blocks.\1.multipathway_fusion."),
+        (r"^fc$", "blocks.6.proj"),
+    ),
+)
+
 MODELS: dict[str, Entry] = {
     "slowfast_r50": Entry(
         functools.partial(SlowFast, stage_sizes=(3, 4, 6, 3), alpha=8, fusion_taps=5),
         clip=(32, 224, 224),
         source="Feichtenhofer et al. 2019; pytorchvideo, PySlowFast SLOWFAST_4x16_R50",
+        torch=_TORCH,
     ),
     "slowfast_r50_8x8": Entry(
         functools.partial(SlowFast, stage_sizes=(3, 4, 6, 3), alpha=4, fusion_taps=7),
         clip=(32, 224, 224),
         source="Feichtenhofer et al. 2019; pytorchvideo slowfast_r50 (8x8)",
+        torch=_TORCH,
     ),
 }

@@ -44,11 +44,13 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from skd_jax.models.blocks import SqueezeExcitation, scaled
+from skd_jax.models.bottleneck import PYTORCHVIDEO_BRANCH
 from skd_jax.models.classifier import VideoClassifier
 from skd_jax.models.conv3d import Triple
 from skd_jax.models.entry import Entry
 from skd_jax.models.layers import global_average_pool
 from skd_jax.models.outputs import Outputs
+from skd_jax.models.torch_names import TorchNames
 
 
 def squeezed(channels: int) -> int:
@@ -164,12 +166,28 @@ class X3D(VideoClassifier):
         return self.classify(embedding, maps, train)
 
 
+_TORCH = TorchNames(
+    "pytorchvideo",
+    (
+        (r"^stem/conv_", "blocks.0.conv.conv_"),
+        (r"^stem/", "blocks.0."),
+        (r"^layer(\d)_(\d+)/", r"blocks.\1.res_blocks.\2."),
+        PYTORCHVIDEO_BRANCH,
+        (r"norm_b$", "norm_b.0"),
+        (r"se/fc1$", "branch2.norm_b.1.block.0"),
+        (r"se/fc2$", "branch2.norm_b.1.block.2"),
+        (r"^(pre_conv|pre_norm|post_conv)$", r"blocks.5.pool.\1"),
+        (r"^fc$", "blocks.5.proj"),
+    ),
+)
 _SHORT = functools.partial(X3D, stage_sizes=(3, 5, 11, 7))
 _LONG = functools.partial(X3D, stage_sizes=(5, 10, 25, 15))
 
 MODELS: dict[str, Entry] = {
-    "x3d_xs": Entry(_SHORT, (4, 160, 160), "Feichtenhofer 2020; pytorchvideo x3d_xs"),
-    "x3d_s": Entry(_SHORT, (13, 160, 160), "Feichtenhofer 2020; pytorchvideo x3d_s"),
-    "x3d_m": Entry(_SHORT, (16, 224, 224), "Feichtenhofer 2020; pytorchvideo x3d_m"),
-    "x3d_l": Entry(_LONG, (16, 312, 312), "Feichtenhofer 2020; pytorchvideo, PySlowFast X3D_L"),
+    "x3d_xs": Entry(_SHORT, (4, 160, 160), "Feichtenhofer 2020; pytorchvideo x3d_xs", _TORCH),
+    "x3d_s": Entry(_SHORT, (13, 160, 160), "Feichtenhofer 2020; pytorchvideo x3d_s", _TORCH),
+    "x3d_m": Entry(_SHORT, (16, 224, 224), "Feichtenhofer 2020; pytorchvideo x3d_m", _TORCH),
+    "x3d_l": Entry(
+        _LONG, (16, 312, 312), "Feichtenhofer 2020; pytorchvideo, PySlowFast X3D_L", _TORCH
+    ),
 }

@@ -519,6 +519,18 @@ def test_directory_that_cannot_be_written(index, tmp_path):
         prepare(index, tmp_path, SMALL, log=quiet)
 
 
+def test_how_frames_are_resized_counts_only_where_it_is_not_as_ever(index):
+    same = dataclasses.replace(SMALL, frame_width=None, antialias=True)
+    assert fingerprint(index, same) == fingerprint(index, SMALL)
+    others = {
+        fingerprint(index, dataclasses.replace(SMALL, frame_width=40)),
+        fingerprint(index, SMALL),
+    }
+    assert len(others | {fingerprint(index, dataclasses.replace(SMALL, antialias=False))}) == 3
+    named = prepare_lib._identity(index, SMALL)["settings"]
+    assert not {"frame_width", "antialias", "workers"} & named.keys()
+
+
 def test_fingerprint_names_the_directory_content(index, reference):
     assert fingerprint(index, settings_of_three(7)) == prepared.load_info(reference)["fingerprint"]
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from skd_jax import models
+from skd_jax.models import pretrained
 from tests.models import golden
 
 # Its maps for a clip of 16 x 112 x 112, and where the first BatchNorm stands.
@@ -19,14 +20,23 @@ def case(request, shared):
 
 
 def test_same_tree_as_torchvision(case):
-    name, _, weights, _ = case
+    name, _, _, weights, _ = case
     model = models.create(name, 400)
     want = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 2, 8, 8, 3)))
     assert jax.tree.map(np.shape, weights) == jax.tree.map(np.shape, dict(want))
 
 
+def test_exported_as_torchvision_names_and_orders_it(case):
+    name, reference, state_dict, weights, _ = case
+    exported = pretrained.to_torch(name, weights)
+    assert list(exported) == list(reference["keys"])
+    for key, array in state_dict.items():
+        assert exported[key].dtype == array.dtype
+        np.testing.assert_array_equal(exported[key], array)
+
+
 def test_logits_as_torchvision(case):
-    name, reference, weights, clip = case
+    name, reference, _, weights, clip = case
     model = models.create(name, 400)
     outputs = jax.jit(model.apply, static_argnames="train")(weights, clip, train=False)
     want = reference["logits_eval"]
@@ -35,7 +45,7 @@ def test_logits_as_torchvision(case):
 
 
 def test_training_logits_and_statistics_as_torchvision(case):
-    name, reference, weights, clip = case
+    name, reference, _, weights, clip = case
     model = models.create(name, 400)
     apply = jax.jit(model.apply, static_argnames=("train", "mutable"))
     outputs, updates = apply(weights, clip, train=True, mutable=("batch_stats",))
