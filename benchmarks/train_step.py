@@ -78,9 +78,7 @@ class JaxSide:
 
         if lowering is not None:
             conv3d.choose_lowering = _forced(conv3d, lowering)
-        0 if __import__("os").environ.get(
-            "NOKEEP"
-        ) else memory.keep_freed_memory()  # as main.py does
+        memory.keep_freed_memory()  # as main.py does
         self._jax = jax
         built = models.create(model, CLASSES, dtype=dtype, remat=remat)
         tx = optax.chain(
@@ -249,7 +247,8 @@ class Side:
 
     def __exit__(self, *_):
         os.kill(self._process.pid, signal.SIGCONT)
-        self._connection.send(None)
+        with contextlib.suppress(OSError):  # it may have failed and gone
+            self._connection.send(None)
         self._process.join()
 
 
