@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from skd_jax import augment, finetune
+from skd_jax import augment, finetune, parallel
 from skd_jax.methods import Method
 
 PyTree = Any
@@ -112,7 +112,7 @@ def train_step(
 ) -> tuple[TrainState, dict[str, chex.Array]]:
     """One update from one replica's batch.
 
-    Gradients, metrics and running statistics are averaged over `axis_name` in one reduction, so
+    Gradients, metrics and running statistics are averaged over `axis_name` in one all-reduce, so
     every replica ends with the same state. That state does not depend on the number of replicas, to
     rounding, unless the model has dropout: each replica draws its own. Only what is not frozen is
     differentiated and reduced.
@@ -172,7 +172,7 @@ def train_step(
         metrics = jax.tree.map(jnp.mean, metrics)
 
     if axis_name is not None:
-        grads, metrics, stats = jax.lax.pmean((grads, metrics, stats), axis_name)
+        grads, metrics, stats = parallel.mean_over_replicas((grads, metrics, stats), axis_name)
     if method.freezes_batch_norm:
         # Not even the mean over three replicas of one number is sure to be that number.
         stats = stats | {"model": state.batch_stats["model"]}

@@ -49,7 +49,10 @@ def train(name: str, sync: bool = True, steps: int = 2) -> tuple[dict, dict]:
     state = step.create_state(method, tx, jax.random.key(0), (2, 4, 4, 3), settings)
     state = replicas.put(state)
     for number in range(steps):
-        state, metrics = run(state, replicas.shard(pixel_batch(seed=number)))
+        old = state
+        state, metrics = run(old, replicas.shard(pixel_batch(seed=number)))
+        # Their memory has become the new state's.
+        assert all(leaf.is_deleted() for leaf in jax.tree.leaves(old))
     copies = [[s.data for s in x.addressable_shards] for x in jax.tree.leaves(state)]
     for first, *others in copies:
         for other in others:
@@ -191,6 +194,46 @@ def test_put_and_get_return_the_tree(name):
     assert jax.tree.structure(got) == jax.tree.structure(tree)
     jax.tree.map(np.testing.assert_array_equal, got, tree)
     assert all(isinstance(leaf, np.ndarray | np.generic) for leaf in jax.tree.leaves(got))
+
+
+@pytest.mark.parametrize("name", ["pmap", "shard_map"])
+def test_batches_lie_on_the_devices_before_the_step_is_called(name):
+    """As they are: clips cross as bytes. The step itself then sends nothing."""
+    replicas, batch = parallel.create(name), pixel_batch()
+    run = replicas.train(lambda state, batch, axis_name: (state + 1, batch["clips"].sum()))
+    state = replicas.put(np.zeros((), np.float32))
+    placed = replicas.shard(batch)
+    assert batch["clips"].dtype == np.uint8
+    for key, leaf in placed.items():
+        assert isinstance(leaf, jax.Array) and leaf.committed, key
+        assert leaf.dtype == batch[key].dtype and leaf.nbytes == batch[key].nbytes, key
+    state, _ = run(state, placed)
+    with jax.transfer_guard("disallow"):
+        state, total = run(state, placed)
+    assert replicas.get(state) == 2
+    assert replicas.get(total) == batch["clips"].sum(dtype=np.uint32)
+
+
+def test_mean_over_replicas():
+    """Leaves of two dtypes, a scalar and an empty one; one reduction for each dtype."""
+    rng = np.random.default_rng(0)
+    tree = {
+        "a": rng.normal(size=(4, 3, 2)).astype(np.float32),
+        "b": [rng.normal(size=4).astype(np.float32), rng.normal(size=(4, 5)).astype(np.float16)],
+        "c": {"d": np.zeros((4, 0), np.float32)},
+    }
+    mean = functools.partial(parallel.mean_over_replicas, axis_name="batch")
+    got = jax.vmap(mean, axis_name="batch")(tree)
+    assert jax.tree.structure(got) == jax.tree.structure(tree)
+    for found, leaf in zip(jax.tree.leaves(got), jax.tree.leaves(tree), strict=True):
+        assert found.dtype == leaf.dtype and found.shape == leaf.shape
+        want = np.broadcast_to(leaf.astype(np.float64).mean(0), leaf.shape)
+        np.testing.assert_allclose(found, want, rtol=2e-3, atol=1e-3)
+    one = jax.tree.map(lambda leaf: leaf[0], tree)
+    program = str(jax.make_jaxpr(mean, axis_env=[("batch", 4)])(one))
+    assert program.count(" psum[") == 2
+    alone = jax.make_jaxpr(mean, axis_env=[("batch", 1)])(one)
+    assert alone.eqns == []
 
 
 def test_unknown_replicas():

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from skd_jax import checkpoint, metrics, train
+from skd_jax import checkpoint, metrics, parallel, train
 from skd_jax.augment import AugmentSettings
 from skd_jax.errors import UserError
 from skd_jax.methods.supervised import Supervised
@@ -85,6 +85,32 @@ def test_averaged_weights_are_evaluated_beside_the_raw_ones(tmp_path):
     flat = checkpoint.Checkpoints(tmp_path / "checkpoints").restore(8)
     raw, averaged = checkpoint.variables(flat), checkpoint.variables(flat, ema=True)
     assert raw["params"].keys() == averaged["params"].keys() == {"model"}
+
+
+@pytest.mark.parametrize("replicas", [parallel.Pmap, parallel.ShardMap])
+def test_batches_are_on_the_devices_two_steps_ahead(tmp_path, monkeypatch, replicas):
+    events = []
+
+    class Recording(replicas):
+        def shard(self, batch):
+            placed = super().shard(batch)
+            assert placed["clips"].dtype == np.uint8
+            events.append("sent")
+            return placed
+
+        def train(self, step):
+            run = super().train(step)
+
+            def recorded(*args):
+                events.append("step")
+                return run(*args)
+
+            return recorded
+
+    monkeypatch.setattr(parallel, "create", lambda _: Recording())
+    assert run(tmp_path, data=train.Data(batches, None, names))
+    sent = [events[:at].count("sent") for at, event in enumerate(events) if event == "step"]
+    assert sent == [number + 2 for number in range(1, 9)]
 
 
 def test_a_finished_run_is_left_as_it_is(tmp_path):

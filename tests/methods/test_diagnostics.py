@@ -68,11 +68,18 @@ def test_agreement_accuracy_and_cosine():
     assert diagnostics.accuracy(logits, np.array([0, 2, 1, 1])) == 0.5
 
 
-def test_replicas_see_the_spread_of_all_examples():
-    embedding, logits = normal(8, 2, 6), normal(8, 2, 3)
-    split = jax.vmap(lambda e, q: metrics(e, q, "batch"), axis_name="batch")(
-        embedding.reshape(4, 2, 2, 6), logits.reshape(4, 2, 2, 3)
-    )
+@pytest.mark.parametrize("dimension", [6, 64])
+def test_replicas_see_the_spread_of_all_examples(dimension):
+    """16 vectors: their moments are averaged, or they are gathered, whichever is less."""
+    embedding, logits = normal(8, 2, dimension), normal(8, 2, 3)
+    parts = embedding.reshape(4, 2, 2, dimension), logits.reshape(4, 2, 2, 3)
+
+    def replica(embedding, logits):
+        return metrics(embedding, logits, "batch")
+
+    program = jax.make_jaxpr(replica, axis_env=[("batch", 4)])(*(part[0] for part in parts))
+    assert ("all_gather" in str(program)) == (dimension == 64)
+    split = jax.vmap(replica, axis_name="batch")(*parts)
     whole = metrics(embedding, logits)
     for name in ("embedding_std", "embedding_rank"):
         np.testing.assert_allclose(split[name], np.full(4, whole[name]), rtol=1e-4)
