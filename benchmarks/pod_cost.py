@@ -167,12 +167,12 @@ def table(work: Step, machine: Machine, replicas: list[int], clips: int) -> list
       replicas: numbers of devices, a line each.
       clips: of one replica's step.
     """
-    lines = [f"{'devices':>7}{'computation':>13}{'communication':>15}{'share':>8}{'clips/s':>11}"]
+    lines = [f"{'devices':>7}{'computation':>13}{'communication':>15}{'share':>8}{'clips/s':>14}"]
     computing = computation(work, machine)
     for n in replicas:
         waiting = communication(work, machine, n)
         lines.append(
             f"{n:>7}{computing * 1e3:>10.1f} ms{waiting * 1e3:>12.2f} ms"
-            f"{share(work, machine, n):>8.1%}{n * clips / (computing + waiting):>11,.0f}"
+            f"{share(work, machine, n):>8.1%}{n * clips / (computing + waiting):>14,.0f}"
         )
     return lines

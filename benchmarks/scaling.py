@@ -57,6 +57,7 @@ def measure(options, replicas_name: str, method_name: str, sync: bool) -> dict:
     """
     import jax
     import numpy as np
+    from jax.experimental import multihost_utils
 
     from benchmarks import pod_cost
     from benchmarks.collectives import collectives
@@ -101,6 +102,9 @@ def measure(options, replicas_name: str, method_name: str, sync: bool) -> dict:
         seconds = {name: [] for name in runs}
         for number in range(options.steps + 1):  # the first one compiles
             for name, run in runs.items():
+                if jax.process_count() > 1:
+                    # Or the one would wait for what the other does alone.
+                    multihost_utils.sync_global_devices(f"{name} {number}")
                 begin = time.perf_counter()
                 states[name], metrics = run(states[name], batch)
                 jax.block_until_ready((states[name], metrics))
@@ -184,9 +188,10 @@ def size(nbytes: int) -> str:
     return f"{nbytes} B"
 
 
-def heading() -> str:
+def heading(timed: bool = True) -> str:
+    """The table's first line."""
     columns = "".join(f"{part:>20}" for part in PARTS)
-    times = f"{'step':>10}{'alone':>10}{'share':>7}"
+    times = f"{'step':>10}{'alone':>10}{'share':>7}" if timed else ""
     return f"{'processes x devices':20}{'replicas':10}{'method':11}{'BatchNorm':10}{columns}{times}"
 
 
@@ -280,7 +285,7 @@ def main() -> None:
         f"{options.model}, width {options.width:g}, {options.classes} classes, {options.dtype}; "
         f"{options.batch} videos a device, views of {'x'.join(map(str, options.clip))}\n"
         "AR: all-reduce, AG: all-gather; bytes put out on each device\n"
-        f"{heading()}"
+        f"{heading(options.steps > 0)}"
     )
     setups = [(n, 1) for n in options.devices] + [(1, n) for n in options.processes]
     with tempfile.TemporaryDirectory() as cache:
