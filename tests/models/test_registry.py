@@ -77,6 +77,7 @@ def test_no_classes():
 
 
 def test_options_are_listed():
-    expected = ("axis_name", "dropout", "dtype", "remat", "width", "zero_init_residual")
+    shared = ("axis_name", "dropout", "dtype", "freeze_batch_norm", "remat", "width")
+    expected = (*shared, "zero_init_residual")
     assert models.options("r3d_34") == expected
     assert "shortcut" in models.options("resnet3d_50")
