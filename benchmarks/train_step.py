@@ -126,9 +126,8 @@ def _forced(conv3d, lowering):
     choose = conv3d.choose_lowering
 
     def forced(backend, kernel_shape, strides, padding, groups):
-        # What the lowering cannot compute keeps the table's choice.
-        grouped = groups > 1
-        if lowering == "folded" and grouped:
+        # Depthwise kernels are no candidates for folding.
+        if lowering == "folded" and groups > 1:
             return choose(backend, kernel_shape, strides, padding, groups)
         return lowering
 
@@ -355,7 +354,11 @@ def main():
     parser.add_argument("--methods", nargs="+", default=tuple(METHODS), choices=METHODS)
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument(
-        "--lowerings", nargs="*", default=(), help="timed beside the table's choice"
+        "--lowerings",
+        nargs="*",
+        default=(),
+        choices=("plain", "folded"),
+        help="timed beside the table's choice",
     )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=3.0, help="per side and round")

@@ -8,11 +8,10 @@ expressed in those.
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 from jax import lax
 
 from skd_jax.models.depthwise import Triple, depthwise
-from skd_jax.models.folded import conv2d, folded, temporal, temporal_taps
+from skd_jax.models.folded import folded, side_by_side, temporal
 from skd_jax.names import look_up
 
 # Features from which the written kernel gradient pays; below, its many small products and copies
@@ -84,16 +83,7 @@ def _folded(x, kernel, strides, padding, groups):
     """2-D convolutions over B * T' images, the temporal taps as further channels."""
     if groups == 1 and kernel.shape[4] >= _WRITTEN_FROM:
         return folded(x, kernel, tuple(strides), tuple(padding))
-    taps, *_, group_channels, features = kernel.shape
-    taken = temporal_taps(x, taps, strides[0], padding[0])
-    batch, steps, height, width, channels = taken[0].shape
-    # Each group must find its channels of all taps side by side.
-    images = jnp.concatenate(
-        [t.reshape(batch * steps, height, width, groups, -1) for t in taken], axis=-1
-    ).reshape(batch * steps, height, width, taps * channels)
-    kernel = jnp.moveaxis(kernel, 0, 2).reshape(*kernel.shape[1:3], taps * group_channels, features)
-    y = conv2d(images, kernel, strides[1:], padding[1:], groups)
-    return y.reshape(batch, steps, *y.shape[1:])
+    return side_by_side(x, kernel, strides, padding, groups)
 
 
 def _temporal(x, kernel, strides, padding, groups):

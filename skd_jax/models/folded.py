@@ -2,10 +2,11 @@
 
 Forward and towards the clips there are three ways, each one 2-D convolution over B * T images:
 
-  folded  the frames that the temporal taps see side by side as channels: kt * C in, F out
-  spread  one convolution to kt * F features of every frame; each tap's share is added to the output it belongs to
-  phased  as folded, on clips whose H and W strides have been made channels: its gradient is a
-          convolution without holes
+  side_by_side  the frames that the temporal taps see as further channels: kt * C in, F out
+  spread        one convolution to kt * F features of every frame; each tap's share is added to the
+                output it belongs to
+  phased        as side_by_side, on clips whose H and W strides have been made channels: its gradient is
+                a convolution without holes
 
 Towards the kernel none of them is quick: XLA turns the gradient of a 2-D convolution into one with
 kernels as large as the images. Written out it is, for every spatial tap, a matrix product of the
@@ -65,13 +66,16 @@ def clip_gradient_form(kernel_shape: tuple[int, ...], strides: Triple):
     return phased if strides[1:] != (1, 1) else side_by_side
 
 
-def side_by_side(x, kernel, strides, padding):
-    """The form "folded"."""
+def side_by_side(x, kernel, strides, padding, groups: int = 1):
+    """The form "side_by_side", the only one for several groups of channels."""
     taken = temporal_taps(x, kernel.shape[0], strides[0], padding[0])
-    batch, steps, *size, _ = taken[0].shape
-    images = jnp.concatenate([t.reshape(batch * steps, *size, -1) for t in taken], axis=-1)
+    batch, steps, height, width, channels = taken[0].shape
+    # Each group must find its channels of all taps side by side.
+    images = jnp.concatenate(
+        [t.reshape(batch * steps, height, width, groups, -1) for t in taken], axis=-1
+    ).reshape(batch * steps, height, width, len(taken) * channels)
     kernel = jnp.moveaxis(kernel, 0, 2).reshape(*kernel.shape[1:3], -1, kernel.shape[4])
-    y = conv2d(images, kernel, strides[1:], padding[1:])
+    y = conv2d(images, kernel, strides[1:], padding[1:], groups)
     return y.reshape(batch, steps, *y.shape[1:])
 
 
