@@ -54,21 +54,10 @@ class ClosedFormTest(chex.TestCase):
         assert got.shape == (5,) and got.dtype == jnp.float32
         np.testing.assert_allclose(got, -cosine(FIRST, SECOND), rtol=1e-5, atol=1e-6)
 
-    @variants
-    def test_masked_mean(self):
-        mean = self.variant(losses.masked_mean)
-        values = np.array([1.0, np.nan, 3.0, np.inf], np.float32)
-        assert mean(values, np.array([True, False, True, False])) == 2.0
-        assert mean(values, np.zeros(4, bool)) == 0.0
-
 
 def test_temperature_may_be_traced():
     got = jax.jit(losses.soft_label_distillation)(STUDENT, TEACHER, 3.0)
     np.testing.assert_allclose(got, kl(STUDENT, TEACHER, 3.0), rtol=1e-4)
-
-
-def test_mean_without_a_mask():
-    np.testing.assert_allclose(losses.masked_mean(FIRST[0]), FIRST[0].mean(dtype=np.float64), 1e-5)
 
 
 def test_cosine_of_any_leading_axes():
@@ -111,12 +100,6 @@ def test_similarity_passes_a_gradient_to_the_prediction_only():
     want = -(z - p / length * (p / length * z).sum(-1, keepdims=True)) / length
     np.testing.assert_allclose(to_prediction, want, rtol=1e-3, atol=1e-6)
     np.testing.assert_array_equal(to_projection, np.zeros_like(SECOND))
-
-
-def test_gradient_of_a_masked_mean_ignores_nan():
-    values = np.array([1.0, np.nan, 3.0], np.float32)
-    got = jax.grad(losses.masked_mean)(values, np.array([True, False, True]))
-    np.testing.assert_array_equal(got, [0.5, 0.0, 0.5])
 
 
 EXTREME = np.array([[1e4, -1e4, 0.0], [-1e4, 1e4, 1e4], [1e4, 1e4, 1e4]], np.float32)
@@ -170,7 +153,6 @@ def test_similarity_does_not_depend_on_the_length(length):
         lambda a, b: losses.soft_label_distillation(a, b, 2.0),
         losses.siamese_similarity,
         losses.cosine,
-        lambda a, b: losses.masked_mean(a[:, 0], LABELS > 1),
     ],
 )
 def test_bfloat16_inputs_are_computed_in_float32(loss):

@@ -1,17 +1,9 @@
-"""Losses as pure functions of arrays: per example, float32, free of Flax.
-
-Every function takes any float dtype, computes in float32 and returns one value for each example,
-shape (B,); the caller averages. A gradient is stopped only where the loss is defined by it.
-"""
+"""Losses of predictions: against labels, and against another network's or view's soft labels."""
 
 import chex
 import jax
 import jax.numpy as jnp
 import optax
-
-# Added to the squared norm of a vector before the root, so that the cosine and its gradient are
-# finite at zero; vectors longer than 1e-3 do not feel it in float32.
-NORM_EPSILON = 1e-12
 
 
 def cross_entropy(
@@ -85,65 +77,3 @@ def soft_label_distillation(
     teacher = jax.nn.log_softmax(teacher_logits.astype(jnp.float32) / temperature)
     divergence = optax.losses.kl_divergence_with_log_targets(student, teacher)
     return divergence * temperature**2 if scale_by_t2 else divergence
-
-
-def cosine(first: chex.Array, second: chex.Array) -> chex.Array:
-    """Cosine of the angle between two batches of vectors, finite at zero.
-
-    Args:
-      first: (..., D) floats.
-      second: (..., D) floats.
-
-    Returns:
-      (...) float32 in [-1, 1]; 0 where either vector is zero.
-    """
-    return jnp.sum(_normalise(first) * _normalise(second), axis=-1)
-
-
-def siamese_similarity(prediction: chex.Array, projection: chex.Array) -> chex.Array:
-    """Negative cosine similarity -cos(p, stop_gradient(z)) of SimSiam.
-
-    Chen and He, "Exploring Simple Siamese Representation Learning", CVPR 2021, eq. 1 and 3.
-
-    Args:
-      prediction: (B, D) p, the predictor's output for one view.
-      projection: (B, D) z, the projector's output for the other view.
-
-    Returns:
-      (B,) float32 in [-1, 1]; -1 where the two point the same way.
-
-    Raises:
-      ValueError: if the shapes differ.
-    """
-    if prediction.ndim != 2 or prediction.shape != projection.shape:
-        raise ValueError(
-            "prediction and projection must share one shape (B, D), got "
-            f"{prediction.shape} and {projection.shape}"
-        )
-    # The other view is a constant target: were it free to move too, both could meet in one
-    # constant vector, the collapse that SimSiam's stop-gradient prevents.
-    return -cosine(prediction, jax.lax.stop_gradient(projection))
-
-
-def masked_mean(values: chex.Array, mask: chex.Array | None = None) -> chex.Array:
-    """Mean over the examples whose mask is true; 0 if there are none.
-
-    Args:
-      values: (B,) floats.
-      mask: (B,) booleans, or None for all.
-
-    Returns:
-      float32 scalar.
-    """
-    values = values.astype(jnp.float32)
-    if mask is None:
-        return values.mean()
-    # `where` before the sum: a padded example may hold NaN, and NaN * 0 is NaN.
-    total = jnp.sum(jnp.where(mask, values, 0.0))
-    return total / jnp.maximum(jnp.sum(mask), 1)
-
-
-def _normalise(vectors: chex.Array) -> chex.Array:
-    vectors = vectors.astype(jnp.float32)
-    square = jnp.sum(vectors * vectors, axis=-1, keepdims=True)
-    return vectors * jax.lax.rsqrt(square + NORM_EPSILON)
