@@ -125,10 +125,10 @@ class JaxSide:
 def _forced(conv3d, lowering):
     choose = conv3d.choose_lowering
 
-    def forced(backend, kernel_shape, strides, padding, groups):
+    def forced(backend, kernel_shape, strides, padding, groups, dtype):
         # Depthwise kernels are no candidates for folding.
         if lowering == "folded" and groups > 1:
-            return choose(backend, kernel_shape, strides, padding, groups)
+            return choose(backend, kernel_shape, strides, padding, groups, dtype)
         return lowering
 
     return forced

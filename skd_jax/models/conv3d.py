@@ -8,9 +8,12 @@ expressed in those.
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 
+from skd_jax.models import onednn
 from skd_jax.models.depthwise import Triple, depthwise
+from skd_jax.models.direct import direct
 from skd_jax.models.folded import folded, side_by_side, temporal
 from skd_jax.names import look_up
 
@@ -47,14 +50,21 @@ def conv3d(
     _check(x, kernel, strides, padding, groups)
     kernel, padding = _drop_idle_taps(x.shape, kernel, strides, padding)
     if lowering is None:
-        lowering = choose_lowering(jax.default_backend(), kernel.shape, strides, padding, groups)
+        lowering = choose_lowering(
+            jax.default_backend(), kernel.shape, strides, padding, groups, x.dtype
+        )
     return look_up("lowering", lowering, LOWERINGS)(x, kernel, strides, padding, groups)
 
 
 def choose_lowering(
-    backend: str, kernel_shape: tuple[int, ...], strides: Triple, padding: Triple, groups: int
+    backend: str,
+    kernel_shape: tuple[int, ...],
+    strides: Triple,
+    padding: Triple,
+    groups: int,
+    dtype: jnp.dtype,
 ) -> str:
-    """The quickest lowering known for a backend ("cpu", "gpu", "tpu") and a convolution."""
+    """The quickest lowering known for a backend ("cpu", "gpu", "tpu"), a convolution and its dtype."""
     if backend != "cpu":
         return "plain"
     window = kernel_shape[:3]
@@ -62,6 +72,8 @@ def choose_lowering(
         return "depthwise"
     if window == (1, 1, 1) and not any(padding) and groups == 1:
         return "matmul"
+    if groups == 1 and dtype == jnp.float32 and onednn.available():
+        return "direct"
     if window[1:] == (1, 1) and strides[1:] == (1, 1) and not any(padding[1:]) and groups == 1:
         return "temporal"
     return "folded"
@@ -84,6 +96,16 @@ def _folded(x, kernel, strides, padding, groups):
     if groups == 1 and kernel.shape[4] >= _WRITTEN_FROM:
         return folded(x, kernel, tuple(strides), tuple(padding))
     return side_by_side(x, kernel, strides, padding, groups)
+
+
+def _direct(x, kernel, strides, padding, groups):
+    """oneDNN's 3-D convolution, float32, where jaxlib has it."""
+    if groups != 1 or x.dtype != jnp.float32 or not onednn.available():
+        raise ValueError(
+            "the 'direct' lowering needs one group, float32 and a jaxlib known to have oneDNN; "
+            f"got {groups} group(s), {x.dtype}"
+        )
+    return direct(x, kernel, tuple(strides), tuple(padding))
 
 
 def _temporal(x, kernel, strides, padding, groups):
@@ -121,6 +143,7 @@ def _depthwise(x, kernel, strides, padding, groups):
 
 LOWERINGS: dict[str, Callable[..., jax.Array]] = {
     "plain": _plain,
+    "direct": _direct,
     "folded": _folded,
     "temporal": _temporal,
     "matmul": _matmul,

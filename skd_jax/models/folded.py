@@ -9,29 +9,33 @@ Forward and towards the clips there are three ways, each one 2-D convolution ove
                 a convolution without holes
 
 Towards the kernel none of them is quick: XLA turns the gradient of a 2-D convolution into one with
-kernels as large as the images. Written out it is, for every spatial tap, a matrix product of the
-clip seen through that tap and the gradient, both as (positions, channels); the temporal taps lie
-side by side in the channels of one of the two.
+kernels as large as the images. Written out it is a matrix product of what the spatial taps see of the clip,
+side by side, and the gradient, both as (positions, channels); the temporal taps lie side by side in
+the channels of one of the two. It goes over the clip a few frames at a time.
 """
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from skd_jax.models import onednn
 from skd_jax.models.depthwise import Triple
 
 # Which form for which convolution: benchmarks/convolutions.py measures them.
+_FEW = 16  # channels
 _WIDE = 128  # channels from which on side by side beats apart
+_POSITIONS = 3200  # of the clip in one product towards the kernel: operands that stay in the cache
 
 
-def with_kernel_gradient(forward, towards_clips):
+def with_kernel_gradient(forward, clip_gradient):
     """A convolution whose gradient towards the kernel is `kernel_gradient`.
 
     Args:
       forward: (kernel shape, strides) -> the form that computes it.
-      towards_clips: likewise, the form whose gradient is taken towards the clips.
+      clip_gradient: (clips, kernel, strides, padding, gradient) -> gradient towards the clips.
     """
 
     @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -43,10 +47,8 @@ def with_kernel_gradient(forward, towards_clips):
 
     def backward(strides, padding, residuals, gradient):
         x, kernel = residuals
-        form = towards_clips(kernel.shape, strides)
-        _, pull_back = jax.vjp(lambda x: form(x, kernel, strides, padding), x)
-        (x_gradient,) = pull_back(gradient)
-        return x_gradient, kernel_gradient(x, gradient, kernel.shape, strides, padding)
+        towards_clips = clip_gradient(x, kernel, strides, padding, gradient)
+        return towards_clips, kernel_gradient(x, gradient, kernel.shape, strides, padding)
 
     convolve.defvjp(keep, backward)
     return convolve
@@ -54,8 +56,7 @@ def with_kernel_gradient(forward, towards_clips):
 
 def forward_form(kernel_shape: tuple[int, ...], strides: Triple):
     """The quickest form to compute a convolution in."""
-    few_channels = kernel_shape[3] < 16
-    if kernel_shape[0] == 1 or few_channels or strides[0] > 1 or kernel_shape[3] >= _WIDE:
+    if kernel_shape[0] == 1 or kernel_shape[3] < _FEW or strides[0] > 1 or kernel_shape[3] >= _WIDE:
         return side_by_side
     return spread
 
@@ -64,6 +65,17 @@ def clip_gradient_form(kernel_shape: tuple[int, ...], strides: Triple):
     """The form with the quickest gradient towards the clips."""
     # The gradient of one form is of the other's kind.
     return phased if strides[1:] != (1, 1) else side_by_side
+
+
+def gradient_of(choose):
+    """The gradient towards the clips, of the form that `choose(kernel shape, strides)` names."""
+
+    def clip_gradient(x, kernel, strides, padding, gradient):
+        form = choose(kernel.shape, strides)
+        _, pull_back = jax.vjp(lambda x: form(x, kernel, strides, padding), x)
+        return pull_back(gradient)[0]
+
+    return clip_gradient
 
 
 def side_by_side(x, kernel, strides, padding, groups: int = 1):
@@ -105,23 +117,27 @@ def over_time(x, kernel, strides, padding):
 
 def phased(x, kernel, strides, padding):
     """The form "phased"."""
-    blocks, block_kernel = blocks_of(x, kernel, strides[1:], padding[1:])
-    return side_by_side(blocks, block_kernel, (strides[0], 1, 1), (padding[0], 0, 0))
+    blocks, to_blocks = blocks_of(x, strides[1:], padding[1:], kernel.shape[1:3])
+    return side_by_side(blocks, to_blocks(kernel), (strides[0], 1, 1), (padding[0], 0, 0))
 
 
-def blocks_of(x, kernel, strides, padding):
+def blocks_of(x, strides, padding, window):
     """A convolution strided over H and W as one of stride 1 and no padding.
 
     Every block of sh * sw positions becomes one with sh * sw * C channels; the kernel gets taps of
     zeros up to whole blocks.
 
+    Args:
+      x: clips (B, T, H, W, C).
+      strides, padding, window: over (H, W).
+
     Returns:
-      Clips (B, T, H / sh, W / sw, sh * sw * C) and kernel (kt, ., ., sh * sw * C, features).
+      Clips (B, T, H / sh, W / sw, sh * sw * C), and the linear function that takes a kernel (kt, kh, kw, C,
+      features) to (kt, ., ., sh * sw * C, features).
     """
     batch, frames, *_, channels = x.shape
-    taps, *sizes, _, features = kernel.shape
     pads, taps_missing, counts = [], [], []
-    for n, k, s, p in zip(x.shape[2:4], sizes, strides, padding, strict=True):
+    for n, k, s, p in zip(x.shape[2:4], window, strides, padding, strict=True):
         blocks = -(-k // s)
         whole = ((n + 2 * p - k) // s + blocks) * s
         pads.append((p, whole - n - p, 0))
@@ -131,10 +147,14 @@ def blocks_of(x, kernel, strides, padding):
     x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), (0, 0, 0), *pads, (0, 0, 0)])
     x = x.reshape(batch, frames, height, sh, width, sw, channels)
     x = x.transpose(0, 1, 2, 4, 3, 5, 6).reshape(batch, frames, height, width, -1)
-    kernel = jnp.pad(kernel, [(0, 0), *taps_missing, (0, 0), (0, 0)])
-    kernel = kernel.reshape(taps, kh, sh, kw, sw, channels, features)
-    kernel = kernel.transpose(0, 1, 3, 2, 4, 5, 6).reshape(taps, kh, kw, -1, features)
-    return x, kernel
+
+    def to_blocks(kernel):
+        taps, *_, features = kernel.shape
+        kernel = jnp.pad(kernel, [(0, 0), *taps_missing, (0, 0), (0, 0)])
+        kernel = kernel.reshape(taps, kh, sh, kw, sw, channels, features)
+        return kernel.transpose(0, 1, 3, 2, 4, 5, 6).reshape(taps, kh, kw, -1, features)
+
+    return x, to_blocks
 
 
 def kernel_gradient(
@@ -156,43 +176,108 @@ def kernel_gradient(
       Shape `kernel_shape`, of the dtype of `x`; sums in float32 or wider.
     """
     taps, kh, kw, channels, features = kernel_shape
-    batch, frames = x.shape[:2]
-    taps_on_clip = strides[0] > 1 or channels < features or taps == 1
-    if taps_on_clip:
-        x = jnp.concatenate(temporal_taps(x, taps, strides[0], padding[0]), axis=-1)
-    else:
-        # Frame f of the clip meets output f - i + padding through tap i.
-        zero, steps = jnp.zeros((), gradient.dtype), gradient.shape[1]
-        gradient = jnp.concatenate(
-            [
-                lax.pad(
-                    gradient,
-                    zero,
-                    [(0, 0, 0), (i - padding[0], frames - steps - i + padding[0], 0)]
-                    + [(0, 0, 0)] * 3,
-                )
-                for i in range(taps)
-            ],
-            axis=-1,
+    if strides[1:] != (1, 1) and channels < _FEW:
+        # Rows of a few channels are slow to gather: blocks of positions have more.
+        blocks, to_blocks = blocks_of(x, strides[1:], padding[1:], (kh, kw))
+        kernel = jax.ShapeDtypeStruct(kernel_shape, x.dtype)
+        found = kernel_gradient(
+            blocks,
+            gradient,
+            jax.eval_shape(to_blocks, kernel).shape,
+            (strides[0], 1, 1),
+            (padding[0], 0, 0),
         )
+        return jax.linear_transpose(to_blocks, kernel)(found)[0]
+    batch, frames = x.shape[:2]
+    steps, *size = gradient.shape[1:4]
+    stride, pad = strides[0], padding[0]
     x = jnp.pad(x, [(0, 0), (0, 0), *((p, p) for p in padding[1:]), (0, 0)])
-    _, steps, height, width, columns = gradient.shape
-    rows = gradient.reshape(-1, columns)
-    wide = jnp.promote_types(x.dtype, jnp.float32)
-
-    def product(i, j):
-        stop = (i + (height - 1) * strides[1] + 1, j + (width - 1) * strides[2] + 1)
-        seen = lax.slice(
-            x, (0, 0, i, j, 0), (batch, steps, *stop, x.shape[4]), (1, 1, *strides[1:], 1)
-        ).reshape(-1, x.shape[4])
-        return lax.dot_general(seen, rows, (((0,), (0,)), ((), ())), preferred_element_type=wide)
-
-    products = jnp.stack([product(i, j) for i in range(kh) for j in range(kw)])
+    taps_on_clip = stride > 1 or channels < features or taps == 1
     if taps_on_clip:
-        products = products.reshape(kh, kw, taps, channels, features).transpose(2, 0, 1, 3, 4)
+        # Output s sees frame s * stride + i of the padded clip through tap i.
+        wide, narrow = _pad_frames(x, pad, pad), gradient
+        starts, order = stride, range(taps)
     else:
-        products = products.reshape(kh, kw, channels, taps, features).transpose(3, 0, 1, 2, 4)
-    return products.astype(x.dtype)
+        # Frame f of the clip meets output f - i + pad through tap i.
+        wide, narrow = _pad_frames(gradient, taps - 1 - pad, frames - steps + pad), x
+        starts, order = 1, range(taps - 1, -1, -1)
+
+    def products(wide, narrow):
+        """Of a run of frames of every clip given: (kh * kw * rows, columns)."""
+        reach = (narrow.shape[1] - 1) * starts + 1
+        taken = [lax.slice_in_dim(wide, i, i + reach, starts, axis=1) for i in order]
+        wide = jnp.concatenate(taken, axis=-1) if taps > 1 else taken[0]
+        clip, gradient = (wide, narrow) if taps_on_clip else (narrow, wide)
+        return _product(_patches(clip, kernel_shape, strides, size), gradient)
+
+    count = narrow.shape[1]
+    if batch * count * math.prod(size) <= _POSITIONS:
+        total = products(wide, narrow)
+    else:
+        # Piece by piece: what a product reads is then still in the cache.
+        run = next(
+            n
+            for n in range(count, 0, -1)
+            if not count % n and (n == 1 or n * math.prod(size) <= _POSITIONS)
+        )
+        pieces = count // run
+
+        def add(total, piece):
+            i, j = piece // pieces, piece % pieces * run
+            parts = (
+                lax.dynamic_slice(
+                    array, (i, at, 0, 0, 0), (1, (run - 1) * every + extra, *array.shape[2:])
+                )
+                for array, at, every, extra in (
+                    (wide, j * starts, starts, taps),
+                    (narrow, j, 1, 1),
+                )
+            )
+            return total + products(*parts), None
+
+        shape = jax.eval_shape(products, wide, narrow)
+        total, _ = lax.scan(add, jnp.zeros(shape.shape, shape.dtype), jnp.arange(batch * pieces))
+    if taps_on_clip:
+        total = total.reshape(kh, kw, taps, channels, features).transpose(2, 0, 1, 3, 4)
+    else:
+        total = total.reshape(kh, kw, channels, taps, features).transpose(3, 0, 1, 2, 4)
+    return total.astype(x.dtype)
+
+
+def _patches(clip, kernel_shape, strides, size):
+    """For every position what the spatial taps see, side by side: (B, n, H', W', kh * kw * rows)."""
+    (kh, kw), (height, width) = kernel_shape[1:3], size
+    seen = [
+        lax.slice(
+            clip,
+            (0, 0, i, j, 0),
+            (
+                *clip.shape[:2],
+                i + (height - 1) * strides[1] + 1,
+                j + (width - 1) * strides[2] + 1,
+                clip.shape[4],
+            ),
+            (1, 1, *strides[1:], 1),
+        )
+        for i in range(kh)
+        for j in range(kw)
+    ]
+    return jnp.concatenate(seen, axis=-1)
+
+
+def _product(clip, gradient):
+    """Channels of the one by channels of the other, summed over all positions; float32 or wider."""
+    clip, gradient = (a.reshape(-1, a.shape[-1]) for a in (clip, gradient))
+    if clip.dtype == jnp.float32 and onednn.available():
+        return onednn.transposed_product(clip, gradient)
+    dtype = jnp.promote_types(clip.dtype, jnp.float32)
+    return lax.dot_general(clip, gradient, (((0,), (0,)), ((), ())), preferred_element_type=dtype)
+
+
+def _pad_frames(clips, before: int, after: int):
+    """Zeros before and after in time; fewer frames where negative."""
+    zero = jnp.zeros((), clips.dtype)
+    return lax.pad(clips, zero, [(0, 0, 0), (before, after, 0)] + [(0, 0, 0)] * 3)
 
 
 def temporal_taps(x: jax.Array, taps: int, stride: int, padding: int) -> list[jax.Array]:
@@ -219,5 +304,5 @@ def conv2d(x, kernel, strides, padding, groups: int = 1):
 
 # Both take clips (B, T, H, W, C), a kernel (kt, kh, kw, C, features) of the same dtype, strides and padding over
 # (T, H, W), and give (B, T', H', W', features). Reverse-mode differentiation alone.
-folded = with_kernel_gradient(forward_form, clip_gradient_form)
-temporal = with_kernel_gradient(lambda *_: over_time, lambda *_: over_time)
+folded = with_kernel_gradient(forward_form, gradient_of(clip_gradient_form))
+temporal = with_kernel_gradient(lambda *_: over_time, gradient_of(lambda *_: over_time))

@@ -12,6 +12,7 @@ from jax import lax
 
 from skd_jax.errors import UserError
 from skd_jax.models import conv3d as conv3d_module
+from skd_jax.models import onednn
 from skd_jax.models.conv3d import choose_lowering, conv3d
 from skd_jax.models.layers import Conv3D
 
@@ -125,7 +126,8 @@ def convolutions(draw):
 @given(convolutions())
 def test_random_convolutions_as_chosen_for_cpu(convolution):
     _, kernel_shape, strides, padding, groups = convolution
-    assert_agrees(*convolution, choose_lowering("cpu", kernel_shape, strides, padding, groups))
+    lowering = choose_lowering("cpu", kernel_shape, strides, padding, groups, np.float64)
+    assert_agrees(*convolution, lowering)
 
 
 @st.composite
@@ -138,23 +140,33 @@ def depthwise_convolutions(draw):
 @settings(max_examples=5, deadline=None, derandomize=True)
 @given(depthwise_convolutions())
 def test_random_depthwise_convolutions(convolution):
-    assert choose_lowering("cpu", *convolution[1:]) == "depthwise"
+    assert choose_lowering("cpu", *convolution[1:], np.float32) == "depthwise"
     assert_agrees(*convolution, "depthwise")
 
 
-def test_choice():
-    assert choose_lowering("cpu", (3, 3, 3, 4, 8), (1, 1, 1), (1, 1, 1), 1) == "folded"
-    assert choose_lowering("cpu", (3, 1, 1, 4, 8), (2, 1, 1), (1, 0, 0), 1) == "temporal"
-    assert choose_lowering("cpu", (3, 1, 1, 4, 8), (2, 2, 2), (1, 0, 0), 1) == "folded"
-    assert choose_lowering("cpu", (3, 1, 1, 2, 8), (2, 1, 1), (1, 0, 0), 2) == "folded"
-    assert choose_lowering("cpu", (1, 1, 1, 4, 8), (2, 2, 2), (0, 0, 0), 1) == "matmul"
-    assert choose_lowering("cpu", (1, 1, 1, 4, 8), (1, 1, 1), (0, 0, 0), 2) != "matmul"
-    assert choose_lowering("cpu", (3, 3, 3, 1, 8), (1, 1, 1), (1, 1, 1), 8) == "depthwise"
-    assert choose_lowering("cpu", (3, 1, 1, 1, 8), (1, 1, 1), (1, 0, 0), 8) == "depthwise"
-    assert choose_lowering("cpu", (3, 3, 3, 1, 8), (1, 1, 1), (1, 1, 1), 4) == "folded"
-    assert choose_lowering("cpu", (3, 3, 3, 1, 1), (1, 1, 1), (1, 1, 1), 1) == "folded"
-    for backend in ("gpu", "tpu"):
-        assert choose_lowering(backend, (1, 1, 1, 4, 8), (1, 1, 1), (0, 0, 0), 1) == "plain"
+CHOICES = [
+    (((3, 3, 3, 4, 8), (1, 1, 1), (1, 1, 1), 1), "folded", "direct"),
+    (((3, 1, 1, 4, 8), (2, 1, 1), (1, 0, 0), 1), "temporal", "direct"),
+    (((3, 1, 1, 4, 8), (2, 2, 2), (1, 0, 0), 1), "folded", "direct"),
+    (((3, 1, 1, 2, 8), (2, 1, 1), (1, 0, 0), 2), "folded", "folded"),
+    (((1, 1, 1, 4, 8), (2, 2, 2), (0, 0, 0), 1), "matmul", "matmul"),
+    (((1, 1, 1, 4, 8), (1, 1, 1), (0, 0, 0), 2), "folded", "folded"),
+    (((3, 3, 3, 1, 8), (1, 1, 1), (1, 1, 1), 8), "depthwise", "depthwise"),
+    (((3, 1, 1, 1, 8), (1, 1, 1), (1, 0, 0), 8), "depthwise", "depthwise"),
+    (((3, 3, 3, 1, 8), (1, 1, 1), (1, 1, 1), 4), "folded", "folded"),
+    (((3, 3, 3, 1, 1), (1, 1, 1), (1, 1, 1), 1), "folded", "direct"),
+]
+
+
+@pytest.mark.parametrize("convolution,without,with_onednn", CHOICES)
+def test_choice(monkeypatch, convolution, without, with_onednn):
+    for available, choice in ((False, without), (True, with_onednn)):
+        monkeypatch.setattr(onednn, "available", lambda found=available: found)
+        assert choose_lowering("cpu", *convolution, jnp.float32) == choice
+        for dtype in (jnp.float64, jnp.bfloat16):
+            assert choose_lowering("cpu", *convolution, dtype) == without
+        for backend in ("gpu", "tpu"):
+            assert choose_lowering(backend, *convolution, jnp.float32) == "plain"
 
 
 def test_taps_over_padding_alone_are_not_computed():
@@ -252,4 +264,5 @@ def test_lowering_that_cannot_compute_a_kernel_says_so():
         conv3d(x, kernel, lowering="depthwise")
     with pytest.raises(UserError, match="unknown lowering 'fold'; did you mean 'folded'"):
         conv3d(x, kernel, lowering="fold")
-    assert set(conv3d_module.LOWERINGS) == {"plain", "folded", "temporal", "matmul", "depthwise"}
+    tested = {"plain", "folded", "temporal", "matmul", "depthwise", "direct"}
+    assert set(conv3d_module.LOWERINGS) == tested
