@@ -105,7 +105,9 @@ def test_maps_of_another_family():
         blocks = sparse.SparseCodings(
             tuple(sparse.dictionary_size(m.shape[-1], 2, 0.02) for m in maps)
         )
-        codes = jax.eval_shape(lambda m=maps, b=blocks: b.init_with_output(jax.random.key(0), m)[0])
+        codes = jax.eval_shape(
+            lambda maps, blocks=blocks: blocks.init_with_output(jax.random.key(0), maps)[0], maps
+        )
         for code, features in zip(codes, maps, strict=True):
             assert code.reconstruction.shape == features.shape
             assert code.code.shape == (*features.shape[:-1], 2 * features.shape[-1])
