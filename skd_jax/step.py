@@ -231,7 +231,8 @@ def eval_step(
 
 
 def _frozen(method: Method, variables: PyTree, settings: StepSettings) -> PyTree:
-    return finetune.frozen(variables, settings.freeze, method.freezes_batch_norm)
+    patterns = (*settings.freeze, *method.fixed)
+    return finetune.frozen(variables, patterns, method.freezes_batch_norm)
 
 
 def _split(batch: dict[str, chex.Array], parts: int) -> dict[str, chex.Array]:
