@@ -17,6 +17,7 @@ from skd_jax import (
     datasets,
     evaluate,
     initial,
+    methods,
     metrics,
     models,
     optim,
@@ -24,6 +25,7 @@ from skd_jax import (
     report,
     settings,
     step,
+    teacher,
     train,
     workdir,
 )
@@ -77,6 +79,7 @@ def run_train(config: Config, folder: Path, log: Log, overridden: Collection[str
     """
     _refuse_imported(folder)
     config = initial.resolve(config, overridden, folder, log)
+    config = teacher.resolve(config, folder, log)
     settings.check(config)
     batch_size = config["train"]["batch_size"]
     parallel.check_batch_size(batch_size, config["train"]["accumulate"])
@@ -90,8 +93,8 @@ def run_train(config: Config, folder: Path, log: Log, overridden: Collection[str
     data = datasets.describe(data_folder)
     parallel.on_first(lambda: _record(folder, data))
 
-    method = settings.method(config, len(data["class_names"]))
     videos = data["splits"]["train"]["videos"]
+    method = settings.method(config, len(data["class_names"]), videos)
     steps_per_epoch = videos / batch_size
     loop = settings.loop(config, steps_per_epoch)
     optim_settings = settings.optimiser(config, steps_per_epoch)
@@ -115,6 +118,7 @@ def run_train(config: Config, folder: Path, log: Log, overridden: Collection[str
         folder,
         log,
         _initial_variables(config, data, log),
+        _teacher_variables(config, method, data, log),
     )
     if finished and _default_split(data) is None:
         log(f"trained: {folder}; there is no test or validation split to evaluate on")
@@ -126,6 +130,14 @@ def _initial_variables(config: Config, data: dict[str, Any], log: Log) -> Callab
     if not config.get("init_from"):
         return None
     return functools.partial(initial.variables, config, tuple(data["class_names"]), log)
+
+
+def _teacher_variables(
+    config: Config, method: methods.Method, data: dict[str, Any], log: Log
+) -> Callable | None:
+    if method.teacher is None:
+        return None
+    return functools.partial(teacher.variables, config, method, tuple(data["class_names"]), log)
 
 
 def run_import(

@@ -26,10 +26,22 @@ class Method:
     Attributes:
       model: the classifier, from `skd_jax.models.create`.
       sync_batch_norm: whether BatchNorm uses the batch of all replicas or of one.
+      num_videos: videos of the training split, for methods that remember each; no hyper-parameter:
+        the program fills it in as it does the model's number of classes.
     """
 
     model: nn.Module
     sync_batch_norm: bool = dataclasses.field(default=True, kw_only=True)
+    num_videos: int = dataclasses.field(default=0, kw_only=True)
+
+    # A frozen classifier that the method learns from; a field where there is one. Its variables are
+    # state["teacher"], which training puts there.
+    teacher = None
+
+    @property
+    def compares_classes(self) -> bool:
+        """Whether the teacher, where there is one, must know the same classes."""
+        return self.teacher is not None
 
     def __post_init__(self):
         smoothing = getattr(self, "label_smoothing", 0.0)
@@ -173,8 +185,9 @@ def classifier_views(
     together: bool,
     rng: chex.PRNGKey,
     axis_name: str | None,
+    maps: bool = False,
 ) -> tuple[Outputs, PyTree]:
-    """The classifier's training-mode outputs for every view, without its feature maps.
+    """The classifier's training-mode outputs for every view.
 
     Args:
       method: whose model is applied.
@@ -183,12 +196,14 @@ def classifier_views(
       together: see `apply_views`.
       rng: dropout key.
       axis_name: the replicas' axis, or None.
+      maps: whether to keep the feature maps.
 
     Returns:
-      (Outputs with logits (B, V, K) and embedding (B, V, D), the model's new batch_stats).
+      (Outputs with logits (B, V, K), embedding (B, V, D) and, if asked for, maps
+      (B, V, T_i, H_i, W_i, C_i), else none; the model's new batch_stats).
     """
     model = method.model.clone(axis_name=axis_name if method.sync_batch_norm else None)
     outputs, stats = apply_views(
         model, network(variables, "model"), clips, together=together, rng=rng
     )
-    return outputs._replace(maps=()), stats
+    return outputs if maps else outputs._replace(maps=()), stats
