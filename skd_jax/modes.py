@@ -18,6 +18,7 @@ from skd_jax import (
     datasets,
     evaluate,
     initial,
+    methods,
     metrics,
     models,
     optim,
@@ -26,6 +27,7 @@ from skd_jax import (
     settings,
     stages,
     step,
+    teacher,
     train,
     workdir,
 )
@@ -79,6 +81,7 @@ def run_train(config: Config, folder: Path, log: Log, overridden: Collection[str
     """
     _refuse_imported(folder)
     config = initial.resolve(config, overridden, folder, log)
+    config = teacher.resolve(config, folder, log)
     settings.check(config)
     batch_size = config["train"]["batch_size"]
     parallel.check_batch_size(batch_size, config["train"]["accumulate"])
@@ -93,8 +96,8 @@ def run_train(config: Config, folder: Path, log: Log, overridden: Collection[str
     for path in (*stages.folders(folder), folder):
         parallel.on_first(functools.partial(_record, path, data))
 
-    method = settings.method(config, len(data["class_names"]))
     videos = data["splits"]["train"]["videos"]
+    method = settings.method(config, len(data["class_names"]), videos)
     steps_per_epoch = videos / batch_size
     loop = settings.loop(config, steps_per_epoch)
     optim_settings = settings.optimiser(config, steps_per_epoch)
@@ -148,6 +151,7 @@ def _train(
         training.folder,
         log,
         _initial_variables(config, data, log),
+        _teacher_variables(config, trainings[-1].method, data, log),
         begin=stages.begin(training, trainings, log),
         label=f"training, {training.title}" if training.title else "training",
     )
@@ -157,6 +161,14 @@ def _initial_variables(config: Config, data: dict[str, Any], log: Log) -> Callab
     if not config.get("init_from"):
         return None
     return functools.partial(initial.variables, config, tuple(data["class_names"]), log)
+
+
+def _teacher_variables(
+    config: Config, method: methods.Method, data: dict[str, Any], log: Log
+) -> Callable | None:
+    if method.teacher is None:
+        return None
+    return functools.partial(teacher.variables, config, method, tuple(data["class_names"]), log)
 
 
 def run_import(

@@ -79,7 +79,7 @@ def plan(method: Method, total_steps: int, folder: Path) -> tuple[Training, ...]
     Raises:
       UserError: there are too few steps for every training to have one.
     """
-    stages = method.stages
+    stages = method.earlier_stages
     steps = [round(stage.share * total_steps) for stage in stages]
     steps.append(total_steps - sum(steps))
     if min(steps) < 1:

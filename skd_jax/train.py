@@ -104,6 +104,7 @@ def train(
     workdir: Path,
     log: Callable[[str], None] = print,
     initial: Callable[[], PyTree] | None = None,
+    teacher: Callable[[], PyTree] | None = None,
     begin: Callable[[step.TrainState], step.TrainState] | None = None,
     label: str = "training",
 ) -> bool:
@@ -120,6 +121,7 @@ def train(
       log: takes one line of text; silent in all processes but the first.
       initial: gives the classifier's variables to begin with, see `step.create_state`; called by a
         new run only, never by one that goes on.
+      teacher: gives the variables of `method.teacher`, where the method has one, likewise.
       begin: changes the first state, likewise; see `stages`.
       label: what the progress line says is being done.
 
@@ -144,7 +146,10 @@ def train(
     checkpoints = checkpoint.Checkpoints(workdir / CHECKPOINTS, settings.keep, log=log)
     restored = checkpoints.restore_latest()
     if restored is None:
-        first, state = 0, create(step_settings, initial=initial() if initial else None)
+        if method.teacher is not None and teacher is None:
+            raise UserError("a method with a teacher needs the teacher's variables; give `teacher`")
+        given = {"initial": initial, "teacher": teacher}
+        first, state = 0, create(step_settings, **{k: v() for k, v in given.items() if v})
         state = begin(state) if begin else state
     else:
         first, flat = restored

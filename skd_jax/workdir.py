@@ -27,6 +27,7 @@ _MOVABLE = (
     "data.workers",
     "eval.batch_size",
     "init_from",  # its content counts, by init_from_sha256
+    "method.teacher",  # likewise, by teacher.sha256
     "train.log_every",
     "train.replicas",
     "train.threads",

@@ -25,7 +25,7 @@ class Staged(Supervised):
     """Trains all but `fc` first; then begins with what that left, `fc` aside."""
 
     @property
-    def stages(self):
+    def earlier_stages(self):
         first = HeadFixed(self.model)
         return (base.Stage("first", first, 0.4, {"learning_rate": 0.5}),)
 

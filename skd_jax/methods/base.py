@@ -27,10 +27,22 @@ class Method:
     Attributes:
       model: the classifier, from `skd_jax.models.create`.
       sync_batch_norm: whether BatchNorm uses the batch of all replicas or of one.
+      num_videos: videos of the training split, for methods that remember each; no hyper-parameter:
+        the program fills it in as it does the model's number of classes.
     """
 
     model: nn.Module
     sync_batch_norm: bool = dataclasses.field(default=True, kw_only=True)
+    num_videos: int = dataclasses.field(default=0, kw_only=True)
+
+    # A frozen classifier that the method learns from; a field where there is one. Its variables are
+    # state["teacher"], which training puts there.
+    teacher = None
+
+    @property
+    def compares_classes(self) -> bool:
+        """Whether the teacher, where there is one, must know the same classes."""
+        return self.teacher is not None
 
     def __post_init__(self):
         smoothing = getattr(self, "label_smoothing", 0.0)
@@ -48,7 +60,7 @@ class Method:
         return ()
 
     @property
-    def stages(self) -> tuple["Stage", ...]:
+    def earlier_stages(self) -> tuple["Stage", ...]:
         """Trainings that come before this method's own; none here."""
         return ()
 

@@ -53,11 +53,17 @@ BATCH = float_batch(videos=3, views=1, shape=(2, 4, 4, 3))
 CLIPS = BATCH["clips"][:, 0]
 TAUGHT = variables_of(base.Method(TEACHER), CLIPS, seed=5)
 TAUGHT = base.network(TAUGHT, "model")
-METHOD = SRM(STUDENT, teacher=TEACHER, mu=2.0, sparsity=0.25, maps="1,2")
+
+
+def create(**options):
+    return SRM(STUDENT, teacher=TEACHER, **{"sparsity": 0.25, "stages": "1,2"} | options)
+
+
+METHOD = create()
 
 
 def stage(method, name):
-    return next(s.method for s in method.stages if s.name == name)
+    return next(s.method for s in method.earlier_stages if s.name == name)
 
 
 def state_of(method, variables):
@@ -157,7 +163,7 @@ def student_loss(method, variables, state):
 
 @pytest.mark.parametrize("labels", ["both", "global", "local"])
 def test_student_loss(labels):
-    method = stage(SRM(STUDENT, TEACHER, sparsity=0.25, maps="1,2", labels=labels), "student")
+    method = stage(create(labels=labels), "student")
     variables = variables_of(method, CLIPS)
     state = state_of(method, variables)
     loss, (metrics, stats, after) = run(method, variables, state)
@@ -192,7 +198,7 @@ def test_student_needs_no_class_labels_and_trains_all_but_the_classifier():
 
 @pytest.mark.parametrize("labels,trained", [("global", True), ("local", True)])
 def test_each_kind_of_label_trains_the_student(labels, trained):
-    method = stage(SRM(STUDENT, TEACHER, maps="1,2", labels=labels), "student")
+    method = stage(create(labels=labels), "student")
     variables = variables_of(method, CLIPS)
     got = gradients(method, variables, state_of(method, variables))
     assert np.any(got["model"]["conv0"]["kernel"]) == trained
@@ -213,7 +219,7 @@ def test_the_teacher_and_its_dictionary_get_no_gradient():
 
 
 def test_distillation_loss():
-    method = SRM(STUDENT, TEACHER, alpha=0.3, temperature=5.0)
+    method = create(lambda_ce=0.7, lambda_kd=0.3, temperature=5.0)
     variables = variables_of(method, CLIPS)
     loss, (metrics, _, _) = run(method, variables, {"teacher": TAUGHT})
     q = STUDENT.apply(base.network(variables, "model"), CLIPS, train=True, mutable=["batch_stats"])[
@@ -245,12 +251,13 @@ def test_begin_takes_over_dictionary_and_student():
         assert jax.tree.all(jax.tree.map(np.array_equal, begun[collection]["model"], want))
 
 
-def test_pooled_features_are_a_map_of_one_pixel():
-    method = stage(SRM(STUDENT, TEACHER, maps="2,pooled"), "student")
+def test_maps_may_be_paired_otherwise():
+    method = stage(create(stages="2:1,-1"), "student")
     variables = variables_of(method, CLIPS)
     loss, _ = run(method, variables, state_of(method, variables))
     assert np.isfinite(loss)
-    assert variables["params"]["coder"]["map1"]["dictionary"].shape == (6, 16)
+    shapes = jax.tree.map(np.shape, variables["params"]["coder"])
+    assert shapes["map0"]["dictionary"] == (6, 10) and shapes["map1"]["dictionary"] == (6, 16)
 
 
 def test_replicas_see_the_batch_of_all():
@@ -278,11 +285,11 @@ def test_replicas_see_the_batch_of_all():
 
 
 def test_stages_and_shares():
-    first, second = METHOD.stages
+    first, second = METHOD.earlier_stages
     assert (first.name, second.name) == ("dictionary", "student")
     assert first.optim == {"name": "adamw", "learning_rate": 1e-3, "weight_decay": 0.0}
     assert (first.share, second.share, second.optim) == (0.16, 0.37, {})
-    assert first.method.stages == second.method.stages == ()
+    assert first.method.earlier_stages == second.method.earlier_stages == ()
 
 
 @pytest.mark.parametrize(
@@ -291,23 +298,26 @@ def test_stages_and_shares():
         ({"mu": 0}, "method.mu must be positive"),
         ({"sparsity": 0}, "method.sparsity"),
         ({"labels": "pixel"}, "local, global, both"),
-        ({"alpha": 1.5}, "method.alpha"),
+        ({"lambda_kd": -0.5}, "method.lambda_kd"),
         ({"temperature": 0}, "method.temperature"),
         ({"dictionary_share": 0.7}, "leave some"),
         ({"usage_window": 0}, "method.usage_window"),
-        ({"maps": "2,last"}, "'last' is no map"),
-        ({"teacher_maps": "0"}, "'0' is no map"),
-        ({"maps": "1,2", "teacher_maps": "2"}, "names 1 maps for the student's 2"),
+        ({"dictionary_learning_rate": 0}, "method.dictionary_learning_rate"),
+        ({"stages": "2,last"}, "'last' is no stage"),
+        ({"stages": ""}, "method.stages is empty"),
     ],
 )
 def test_wrong_hyper_parameters(options, message):
     with pytest.raises(UserError, match=message):
-        SRM(STUDENT, TEACHER, **options)
+        create(**options)
 
 
 def test_a_map_that_a_network_lacks_is_named():
-    with pytest.raises(UserError, match="the teacher has no map '3'; it has 1, 2 and 'pooled'"):
-        stage(SRM(STUDENT, TEACHER, maps="1,3"), "dictionary").init(jax.random.key(0), CLIPS)
-    with pytest.raises(UserError, match="the student has no map '3'"):
-        method = SRM(STUDENT, TEACHER, maps="3", teacher_maps="1")
-        stage(method, "student").init(jax.random.key(0), CLIPS)
+    method = stage(create(stages="1:3"), "dictionary")
+    with pytest.raises(UserError, match="the teacher has stages 1 to 2, no 3"):
+        method.init(jax.random.key(0), CLIPS)
+    method = stage(create(stages="-3:1"), "dictionary")
+    with pytest.raises(UserError, match="the student has stages 1 to 2, no -3"):
+        method.init(jax.random.key(0), CLIPS)
+    with pytest.raises(UserError, match="learns from a teacher"):
+        stage(SRM(STUDENT), "dictionary").init(jax.random.key(0), CLIPS)
