@@ -67,7 +67,13 @@ def run_models(log: Log) -> None:
         line(name, f"{total.parameters:,}", macs, clips[name], entries[name].source)
 
 
-def run_train(config: Config, folder: Path, log: Log, overridden: Collection[str] = ()) -> None:
+def run_train(
+    config: Config,
+    folder: Path,
+    log: Log,
+    overridden: Collection[str] = (),
+    test: bool = True,
+) -> bool:
     """Trains, then evaluates the chosen checkpoint on the test split.
 
     Args:
@@ -75,6 +81,10 @@ def run_train(config: Config, folder: Path, log: Log, overridden: Collection[str
       folder: the workdir.
       log: takes one line of text.
       overridden: dotted keys of the config that were set on the command line, see `initial`.
+      test: False leaves the test split alone.
+
+    Returns:
+      Whether training has ended, rather than been stopped by a SIGTERM.
 
     Raises:
       UserError: whatever the user can mend; see `train.train`, `prepare`, `workdir.claim`.
@@ -114,10 +124,13 @@ def run_train(config: Config, folder: Path, log: Log, overridden: Collection[str
         finished = _train(config, training, trainings, loop, optim_settings, data, log)
         if not finished:
             break
-    if finished and _default_split(data) is None:
+    if not finished or not test:
+        return finished
+    if _default_split(data) is None:
         log(f"trained: {folder}; there is no test or validation split to evaluate on")
-    elif finished:
+    else:
         run_evaluate(folder, "", log)
+    return True
 
 
 def _train(
