@@ -9,8 +9,19 @@ import optax
 import pytest
 
 from configs import common
-from skd_jax import checkpoint, datasets, methods, models, modes, predict
-from skd_jax import settings, step, teacher, train, workdir
+from skd_jax import (
+    checkpoint,
+    datasets,
+    methods,
+    models,
+    modes,
+    predict,
+    settings,
+    step,
+    teacher,
+    train,
+    workdir,
+)
 from skd_jax.augment import AugmentSettings
 from skd_jax.errors import UserError
 from skd_jax.models import pretrained
