@@ -2,8 +2,11 @@
 
 import dataclasses
 
+import flax.linen as nn
+
 from skd_jax.errors import UserError
 from skd_jax.methods.teacher_student import TeacherStudent
+from skd_jax.models.renormalised import Renormalised
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +40,24 @@ class TfKDSelf(KD):
 
     Yuan et al., "Revisiting Knowledge Distillation via Label Smoothing Regularization", CVPR 2020:
     L = (1 - a) CE(s, y) + a T^2 KL(t || s). The teacher is the workdir of a run of the same model,
-    such as a supervised one. They tuned a and T per network, 0.9 to 0.95 and 6 to 20; the defaults
-    are those of `KD`, so that the two differ in the teacher alone.
+    such as a supervised one. They tuned a and T per network; the defaults are those of `KD`, so that
+    the two differ in the teacher alone.
     """
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.teacher is not None and _built(self.teacher) != _built(self.model):
+            raise UserError(
+                "tf_kd_self: config.method.teacher must be a run of config.model itself, the same "
+                "name, width and options; kd takes any other teacher"
+            )
+
+
+# What may differ between two runs of one network.
+_OF_A_RUN = {"num_classes", "dtype", "axis_name", "dropout", "remat", "freeze_batch_norm"}
+
+
+def _built(module: nn.Module) -> tuple:
+    module = module.network if isinstance(module, Renormalised) else module
+    fields = {field.name for field in dataclasses.fields(module)} - _OF_A_RUN - {"parent", "name"}
+    return type(module), {name: getattr(module, name) for name in fields}
