@@ -58,6 +58,7 @@ def load_config(path: str, method: str, overrides: Mapping[str, Any]) -> dict[st
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     config = module.get_config(method)
+    config.lock()  # as on the command line, a key that is not there is a mistake
     try:
         config.update_from_flattened_dict(
             {k: tuple(v) if isinstance(v, list) else v for k, v in overrides.items()}

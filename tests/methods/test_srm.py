@@ -320,4 +320,4 @@ def test_a_map_that_a_network_lacks_is_named():
     with pytest.raises(UserError, match="the student has stages 1 to 2, no -3"):
         method.init(jax.random.key(0), CLIPS)
     with pytest.raises(UserError, match="learns from a teacher"):
-        stage(SRM(STUDENT), "dictionary").init(jax.random.key(0), CLIPS)
+        stage(SRM(STUDENT, stages="1"), "dictionary").init(jax.random.key(0), CLIPS)
