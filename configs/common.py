@@ -20,6 +20,9 @@ def base_config(method: str = "skd_srl") -> ml_collections.ConfigDict:
     """
     config = ml_collections.ConfigDict()
     config.method = ml_collections.ConfigDict({"name": method, **methods.defaults(method)})
+    if methods.takes_teacher(method):
+        config.method.teacher = ""  # a trained workdir, or a PyTorch checkpoint
+        config.method.teacher_model = ""  # the checkpoint's model
     config.model = ml_collections.ConfigDict(
         {
             "name": "r3d_18",

@@ -62,7 +62,7 @@ def resolve(config: Config, overridden: Collection[str], folder: Path, log: Log)
     if same_place and not Path(source).is_file():  # gone since, or a workdir that trains on
         digest = begun[DIGEST]
     else:
-        digest = _digest(source)
+        digest = digest_of(source, "config.init_from")
     if begun.get(DIGEST) == digest:
         brought, origin = _pick(begun), ""
     else:
@@ -202,7 +202,16 @@ def _check(wanted: dict, found: dict, source: Path, name: str) -> None:
         raise UserError("\n".join([head, *lines]))
 
 
-def _digest(source: str) -> str:
+def digest_of(source: str, key: str) -> str:
+    """SHA-256 of weights: of a file's bytes, or of the arrays of a workdir's classifier.
+
+    Args:
+      source: a PyTorch checkpoint or a workdir.
+      key: of the config that names it, for the error.
+
+    Raises:
+      UserError: there is no such file or workdir, or nothing was trained there.
+    """
     path = Path(source)
     digest = hashlib.sha256()
     if path.is_dir():
@@ -216,7 +225,7 @@ def _digest(source: str) -> str:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except FileNotFoundError:
-        raise UserError(f"config.init_from={source}: there is no such file or workdir") from None
+        raise UserError(f"{key}={source}: there is no such file or workdir") from None
 
 
 def _brought(source: str, name: str) -> tuple[dict[str, Any], str]:

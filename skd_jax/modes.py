@@ -1,6 +1,7 @@
 """What `main.py --mode=...` does, one function a mode."""
 
 import contextlib
+import dataclasses
 import functools
 import importlib.metadata
 import platform
@@ -17,13 +18,16 @@ from skd_jax import (
     datasets,
     evaluate,
     initial,
+    methods,
     metrics,
     models,
     optim,
     parallel,
     report,
     settings,
+    stages,
     step,
+    teacher,
     train,
     workdir,
 )
@@ -63,7 +67,13 @@ def run_models(log: Log) -> None:
         line(name, f"{total.parameters:,}", macs, clips[name], entries[name].source)
 
 
-def run_train(config: Config, folder: Path, log: Log, overridden: Collection[str] = ()) -> None:
+def run_train(
+    config: Config,
+    folder: Path,
+    log: Log,
+    overridden: Collection[str] = (),
+    test: bool = True,
+) -> bool:
     """Trains, then evaluates the chosen checkpoint on the test split.
 
     Args:
@@ -71,16 +81,21 @@ def run_train(config: Config, folder: Path, log: Log, overridden: Collection[str
       folder: the workdir.
       log: takes one line of text.
       overridden: dotted keys of the config that were set on the command line, see `initial`.
+      test: False leaves the test split alone.
+
+    Returns:
+      Whether training has ended, rather than been stopped by a SIGTERM.
 
     Raises:
       UserError: whatever the user can mend; see `train.train`, `prepare`, `workdir.claim`.
     """
     _refuse_imported(folder)
     config = initial.resolve(config, overridden, folder, log)
+    config = teacher.resolve(config, folder, log)
     settings.check(config)
     batch_size = config["train"]["batch_size"]
     parallel.check_batch_size(batch_size, config["train"]["accumulate"])
-    parallel.on_first(lambda: workdir.claim(folder, config))
+    parallel.on_first(lambda: _claim(folder, config))
     data_folder = datasets.ensure_prepared(config, log)
     if data_folder is None:
         raise UserError(
@@ -88,10 +103,11 @@ def run_train(config: Config, folder: Path, log: Log, overridden: Collection[str
             "without config.data.shards"
         )
     data = datasets.describe(data_folder)
-    parallel.on_first(lambda: _record(folder, data))
+    for path in (*stages.folders(folder), folder):
+        parallel.on_first(functools.partial(_record, path, data))
 
-    method = settings.method(config, len(data["class_names"]))
     videos = data["splits"]["train"]["videos"]
+    method = settings.method(config, len(data["class_names"]), videos)
     steps_per_epoch = videos / batch_size
     loop = settings.loop(config, steps_per_epoch)
     optim_settings = settings.optimiser(config, steps_per_epoch)
@@ -100,32 +116,72 @@ def run_train(config: Config, folder: Path, log: Log, overridden: Collection[str
         f"{videos} training videos, {loop.total_steps} steps of {batch_size} videos x "
         f"{method.num_views} views, {jax.device_count()} {jax.default_backend()} device(s)"
     )
-    finished = train.train(
+    trainings = stages.plan(method, loop.total_steps, folder)
+    finished = True
+    for training in stages.to_do(trainings):
+        parallel.on_first(functools.partial(workdir.claim, training.folder, config))
+        parallel.on_first(functools.partial(_record, training.folder, data))
+        finished = _train(config, training, trainings, loop, optim_settings, data, log)
+        if not finished:
+            break
+    if not finished or not test:
+        return finished
+    if _default_split(data) is None:
+        log(f"trained: {folder}; there is no test or validation split to evaluate on")
+    else:
+        run_evaluate(folder, "", log)
+    return True
+
+
+def _train(
+    config: Config,
+    training: stages.Training,
+    trainings: tuple[stages.Training, ...],
+    loop: train.LoopSettings,
+    optim_settings: optim.OptimSettings,
+    data: dict[str, Any],
+    log: Log,
+) -> bool:
+    log = training.log(log)
+    method, optim_settings = training.method, training.optimiser(optim_settings)
+    batches = datasets.loop_data(config, data["prepared"], method.num_views, log)
+    if training.title:
+        log(f"{training.steps} of {training.total_steps} steps, in {training.folder}")
+    if training.name:
+        batches = dataclasses.replace(batches, validation=None)
+    return train.train(
         method,
         optim.optimiser(
             optim_settings,
-            loop.total_steps,
+            training.steps,
             method.constant_lr,
             settings.finetuning(config).lr_groups,
         ),
-        optim.schedule(optim_settings, loop.total_steps),
+        optim.schedule(optim_settings, training.steps),
         settings.augmentation(config),
-        loop,
-        datasets.loop_data(config, data_folder, method.num_views, log),
-        folder,
+        training.loop(loop),
+        batches,
+        training.folder,
         log,
         _initial_variables(config, data, log),
+        _teacher_variables(config, trainings[-1].method, data, log),
+        begin=stages.begin(training, trainings, log),
+        label=f"training, {training.title}" if training.title else "training",
     )
-    if finished and _default_split(data) is None:
-        log(f"trained: {folder}; there is no test or validation split to evaluate on")
-    elif finished:
-        run_evaluate(folder, "", log)
 
 
 def _initial_variables(config: Config, data: dict[str, Any], log: Log) -> Callable | None:
     if not config.get("init_from"):
         return None
     return functools.partial(initial.variables, config, tuple(data["class_names"]), log)
+
+
+def _teacher_variables(
+    config: Config, method: methods.Method, data: dict[str, Any], log: Log
+) -> Callable | None:
+    if method.teacher is None:
+        return None
+    return functools.partial(teacher.variables, config, method, tuple(data["class_names"]), log)
 
 
 def run_import(
@@ -252,6 +308,8 @@ def run_evaluate(folder: Path, split_name: str, log: Log) -> dict[str, Any]:
         "versions": _versions(),
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
     }
+    if earlier := stages.last_metrics(folder):
+        results["stages"] = earlier
     if jax.process_index() == 0:
         _report(folder, results, trained.class_names, log)
     return results
@@ -292,6 +350,12 @@ def _report(folder: Path, results: dict[str, Any], class_names: tuple[str, ...],
     log(f"Plots:   {folder / 'curves.png'}, {folder / f'confusion_{split}.png'}")
     log(f"Curves:  tensorboard --logdir {folder}")
     log(f"Use it:  python main.py --mode=predict --workdir={folder} VIDEO_OR_FOLDER")
+
+
+def _claim(folder: Path, config: Config) -> None:
+    # A stage binds the run to its config before the run's own folder has a checkpoint.
+    for path in (*stages.folders(folder), folder):
+        workdir.claim(path, config)
 
 
 def _record(folder: Path, data: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
@@ -16,6 +17,7 @@ from skd_jax.augment import AugmentSettings
 from skd_jax.data.clips import ClipSettings
 from skd_jax.errors import UserError
 from skd_jax.finetune import FinetuneSettings
+from skd_jax.models.renormalised import renormalised
 from skd_jax.optim import OptimSettings
 from skd_jax.train import LoopSettings
 
@@ -80,8 +82,14 @@ class EvalSettings:
                 raise UserError(f"config.eval.{name} is {value}; take 1 or more")
 
 
-def method(config: Config, num_classes: int) -> methods.Method:
-    """The training method with its classifier.
+def method(config: Config, num_classes: int, num_videos: int = 0) -> methods.Method:
+    """The training method with its classifier, and its teacher where it has one.
+
+    Args:
+      config: all of it; `teacher.resolve` has described the teacher in it.
+      num_classes: of the classifier.
+      num_videos: in the training split, for methods that remember each of them; 0 where the method
+        is not to be trained.
 
     Raises:
       UserError: unknown model, method or option.
@@ -94,7 +102,27 @@ def method(config: Config, num_classes: int) -> methods.Method:
     model_options["freeze_batch_norm"] = finetuning(config).freeze_batch_norm
     model = models.create(name, num_classes, dtype=jnp.dtype(dtype), **model_options)
     hyper_parameters = dict(config["method"])
-    return methods.create(hyper_parameters.pop("name"), model, **hyper_parameters)
+    name = hyper_parameters.pop("name")
+    if methods.takes_teacher(name):
+        for key in ("teacher", "teacher_model"):  # where it is; what it is, the config describes
+            hyper_parameters.pop(key, None)
+        hyper_parameters["teacher"] = teacher(config)
+    return methods.create(name, model, num_videos=num_videos, **hyper_parameters)
+
+
+def teacher(config: Config) -> nn.Module | None:
+    """The network that the config describes as the teacher, for the clips of this run.
+
+    None where no teacher is described, as before `teacher.resolve`.
+    """
+    described = config.get("teacher")
+    if not described:
+        return None
+    options = dict(described["model"])
+    name, dtype = options.pop("name"), jnp.dtype(options.pop("dtype"))
+    network = models.create(name, described["classes"], dtype=dtype, **options)
+    given, wanted = ((part["mean"], part["std"]) for part in (config["augment"], described))
+    return renormalised(network, given, wanted)
 
 
 def check(config: Config) -> None:

@@ -4,12 +4,14 @@ import dataclasses
 from typing import Any
 
 import chex
+import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
 
 from skd_jax import augment, finetune, parallel
+from skd_jax.errors import UserError
 from skd_jax.methods import Method
 
 PyTree = Any
@@ -67,6 +69,7 @@ def create_state(
     clip_shape: tuple[int, ...],
     settings: StepSettings,
     initial: PyTree | None = None,
+    teacher: PyTree | None = None,
 ) -> TrainState:
     """State before the first step.
 
@@ -78,11 +81,14 @@ def create_state(
       settings: whether an average of the weights is kept, and what is frozen.
       initial: {"params": tree, "batch_stats": tree} of the classifier, to begin with instead of
         random ones; what they leave out, and the other networks, begin as ever.
+      teacher: {"params": tree, "batch_stats": tree} of `method.teacher`, where it has one; they
+        become method_state["teacher"]. None takes random ones, of use for their shapes alone.
 
     Raises:
-      UserError: nothing is left to train.
+      UserError: nothing is left to train, or the teacher's variables do not fit it.
     """
-    variables = jax.jit(method.init)(rng, jnp.zeros((1, *clip_shape), jnp.float32))
+    clips = jnp.zeros((1, *clip_shape), jnp.float32)
+    variables = jax.jit(method.init)(rng, clips)
     if initial is not None:
         variables = {
             collection: trees
@@ -90,11 +96,14 @@ def create_state(
             for collection, trees in variables.items()
         }
     trained, _ = finetune.split(variables["params"], _frozen(method, variables, settings))
+    method_state = method.init_state(variables)
+    if method.teacher is not None:
+        method_state = {**method_state, "teacher": _teacher(method.teacher, rng, clips, teacher)}
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=variables["params"],
         batch_stats=variables["batch_stats"],
-        method_state=method.init_state(variables),
+        method_state=method_state,
         opt_state=tx.init(trained),
         ema=jax.tree.map(jnp.copy, variables) if settings.ema_decay > 0 else None,
     )
@@ -230,8 +239,25 @@ def eval_step(
     return scores
 
 
+def _teacher(
+    module: nn.Module, rng: chex.PRNGKey, clips: chex.Array, given: PyTree | None
+) -> PyTree:
+    def init():
+        return module.init(rng, clips, train=False)
+
+    if given is None:
+        return init()
+    wanted = jax.eval_shape(init)
+    given = {collection: given.get(collection) for collection in wanted}
+    shapes = [jax.tree.map(lambda x: x.shape, tree) for tree in (wanted, given)]
+    if shapes[0] != shapes[1]:
+        raise UserError("the teacher's variables do not fit its network (method.teacher)")
+    return jax.tree.map(jnp.asarray, given)
+
+
 def _frozen(method: Method, variables: PyTree, settings: StepSettings) -> PyTree:
-    return finetune.frozen(variables, settings.freeze, method.freezes_batch_norm)
+    patterns = (*settings.freeze, *method.fixed)
+    return finetune.frozen(variables, patterns, method.freezes_batch_norm)
 
 
 def _split(batch: dict[str, chex.Array], parts: int) -> dict[str, chex.Array]:

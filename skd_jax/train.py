@@ -104,6 +104,9 @@ def train(
     workdir: Path,
     log: Callable[[str], None] = print,
     initial: Callable[[], PyTree] | None = None,
+    teacher: Callable[[], PyTree] | None = None,
+    begin: Callable[[step.TrainState], step.TrainState] | None = None,
+    label: str = "training",
 ) -> bool:
     """Trains to `settings.total_steps`, going on from the last checkpoint in the workdir.
 
@@ -118,6 +121,9 @@ def train(
       log: takes one line of text; silent in all processes but the first.
       initial: gives the classifier's variables to begin with, see `step.create_state`; called by a
         new run only, never by one that goes on.
+      teacher: gives the variables of `method.teacher`, where the method has one, likewise.
+      begin: changes the first state, likewise; see `stages`.
+      label: what the progress line says is being done.
 
     Returns:
       True when finished; False when a SIGTERM stopped it, its state saved.
@@ -140,7 +146,11 @@ def train(
     checkpoints = checkpoint.Checkpoints(workdir / CHECKPOINTS, settings.keep, log=log)
     restored = checkpoints.restore_latest()
     if restored is None:
-        first, state = 0, create(step_settings, initial=initial() if initial else None)
+        if method.teacher is not None and teacher is None:
+            raise UserError("a method with a teacher needs the teacher's variables; give `teacher`")
+        given = {"initial": initial, "teacher": teacher}
+        first, state = 0, create(step_settings, **{k: v() for k, v in given.items() if v})
+        state = begin(state) if begin else state
     else:
         first, flat = restored
         template = jax.eval_shape(lambda: create(step_settings))
@@ -182,7 +192,7 @@ def train(
         contextlib.closing(writer),
         contextlib.closing(checkpoints),
         _Termination() as termination,
-        Progress(settings.total_steps, "training", "steps", done=first) as progress,
+        Progress(settings.total_steps, label, "steps", done=first) as progress,
     ):
         if first < settings.total_steps:
             log("compiling the training step (up to some minutes for a large model)")

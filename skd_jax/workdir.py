@@ -3,6 +3,7 @@
 config.json      the resolved config
 data.json        class names, fingerprint and place of the prepared data, source of each split
 checkpoints/     the last states and the best
+stages/          a folder like this one for each earlier stage of a method that has some
 metrics.jsonl, tensorboard/, results.json, *.png
 """
 
@@ -26,6 +27,7 @@ _MOVABLE = (
     "data.workers",
     "eval.batch_size",
     "init_from",  # its content counts, by init_from_sha256
+    "method.teacher",  # likewise, by teacher.sha256
     "train.log_every",
     "train.replicas",
     "train.threads",
@@ -68,8 +70,14 @@ def claim(workdir: Path, config: Mapping[str, Any]) -> None:
 
 def has_checkpoint(workdir: Path) -> bool:
     """Whether a training run left a complete checkpoint here."""
+    return bool(checkpoint_steps(workdir))
+
+
+def checkpoint_steps(workdir: Path) -> list[int]:
+    """Steps of the complete checkpoints here, ascending."""
     folder = workdir / CHECKPOINTS
-    return folder.is_dir() and any(entry.name.isdigit() for entry in folder.iterdir())
+    entries = folder.iterdir() if folder.is_dir() else ()
+    return sorted(int(entry.name) for entry in entries if entry.name.isdigit())
 
 
 def _shown(values: dict[str, Any], key: str) -> str:

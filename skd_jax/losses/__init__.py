@@ -4,17 +4,59 @@ Every function takes any float dtype and computes in float32. Most return one va
 shape (B,), and the caller averages; those that compare examples with each other return a scalar and
 say whose batch they see. A gradient is stopped only where the loss is defined by it.
 
-One file for each kind: `labels` (predictions), `vectors` (embeddings).
+One file for each kind: `labels` (predictions), `vectors` (embeddings), `maps` and `features` (maps of
+one example in two networks), `relations` (examples of a batch), `contrastive` (against a memory),
+`sparse` (sparse codes).
 """
 
+from skd_jax.losses.contrastive import noise_contrastive
+from skd_jax.losses.features import (
+    class_similarity,
+    hint,
+    mean_response,
+    normalised_hint,
+    pool_to_common,
+)
 from skd_jax.losses.labels import cross_entropy, soft_label_distillation
+from skd_jax.losses.maps import attention_transfer
+from skd_jax.losses.relations import (
+    probabilistic_transfer,
+    relational_angles,
+    relational_distances,
+    similarity_preserving,
+)
+from skd_jax.losses.sparse import (
+    image_label_loss,
+    image_labels,
+    pixel_label_loss,
+    pixel_labels,
+    reconstruction_error,
+    resize_mean,
+)
 from skd_jax.losses.vectors import NORM_EPSILON, cosine, normalise, siamese_similarity
 
 __all__ = [
     "NORM_EPSILON",
+    "attention_transfer",
+    "class_similarity",
     "cosine",
     "cross_entropy",
+    "hint",
+    "image_label_loss",
+    "image_labels",
+    "mean_response",
+    "noise_contrastive",
     "normalise",
+    "normalised_hint",
+    "pixel_label_loss",
+    "pixel_labels",
+    "pool_to_common",
+    "probabilistic_transfer",
+    "reconstruction_error",
+    "relational_angles",
+    "relational_distances",
+    "resize_mean",
     "siamese_similarity",
+    "similarity_preserving",
     "soft_label_distillation",
 ]

@@ -11,14 +11,41 @@ from typing import Any
 import flax.linen as nn
 
 from skd_jax import names as _names
+from skd_jax.errors import UserError
+from skd_jax.methods.attention import AT
 from skd_jax.methods.base import Method
+from skd_jax.methods.crd import CRD
+from skd_jax.methods.fitnet import NFD, FitNet
+from skd_jax.methods.hsakd import HSAKD
+from skd_jax.methods.icsd import ICSD
+from skd_jax.methods.kd import KD, TfKDSelf
+from skd_jax.methods.relational import PKT, RKD, SP
 from skd_jax.methods.skd_srl import SKDSRL
+from skd_jax.methods.srd import SRD
+from skd_jax.methods.srm import SRM
+from skd_jax.methods.sskd import SSKD
 from skd_jax.methods.supervised import Supervised
 
 _METHODS: dict[str, type[Method]] = {
+    "at": AT,
+    "crd": CRD,
+    "fitnet": FitNet,
+    "hsakd": HSAKD,
+    "icsd": ICSD,
+    "kd": KD,
+    "nfd": NFD,
+    "pkt": PKT,
+    "rkd": RKD,
     "skd_srl": SKDSRL,
+    "sp": SP,
+    "srd": SRD,
+    "srm": SRM,
+    "sskd": SSKD,
     "supervised": Supervised,
+    "tf_kd_self": TfKDSelf,
 }
+
+_FILLED_IN = ("model", "num_videos", "teacher")  # by the program, from configs and the data
 
 
 def names() -> tuple[str, ...]:
@@ -29,19 +56,41 @@ def names() -> tuple[str, ...]:
 def defaults(name: str) -> dict[str, Any]:
     """Hyper-parameters of a method with their default values.
 
+    Networks and what the program knows from the data are no hyper-parameters.
+
     Raises:
       UserError: unknown method.
     """
     fields = dataclasses.fields(_names.look_up("method", name, _METHODS))
-    return {field.name: field.default for field in fields if field.name != "model"}
+    return {field.name: field.default for field in fields if field.name not in _FILLED_IN}
 
 
-def create(name: str, model: nn.Module, **hyper_parameters: Any) -> Method:
+def takes_teacher(name: str) -> bool:
+    """Whether a method learns from a frozen classifier that is given to it.
+
+    Raises:
+      UserError: unknown method.
+    """
+    fields = dataclasses.fields(_names.look_up("method", name, _METHODS))
+    return "teacher" in {field.name for field in fields}
+
+
+def create(
+    name: str,
+    model: nn.Module,
+    *,
+    num_videos: int = 0,
+    teacher: nn.Module | None = None,
+    **hyper_parameters: Any,
+) -> Method:
     """A method by name.
 
     Args:
       name: one of `names()`.
       model: the classifier, from `skd_jax.models.create`.
+      num_videos: videos of the training split; some methods remember each.
+      teacher: a frozen classifier, for the methods that take one; its variables are for
+        `train.train`.
       **hyper_parameters: fields of the method's dataclass, see its docstring.
 
     Raises:
@@ -51,7 +100,12 @@ def create(name: str, model: nn.Module, **hyper_parameters: Any) -> Method:
     for key in hyper_parameters:
         if key not in known:
             raise _names.unknown(f"hyper-parameter of method {name!r}:", key, known)
-    return _METHODS[name](model=model, **hyper_parameters)
+    given = {"model": model, "num_videos": num_videos}
+    if takes_teacher(name):
+        given["teacher"] = teacher
+    elif teacher is not None:
+        raise UserError(f"method {name!r} takes no teacher; leave it out")
+    return _METHODS[name](**given, **hyper_parameters)
 
 
-__all__ = ["Method", "create", "defaults", "names"]
+__all__ = ["Method", "create", "defaults", "names", "takes_teacher"]

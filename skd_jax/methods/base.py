@@ -1,6 +1,7 @@
 """What a training method is: its networks, its loss, and the classifier it leaves behind."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import chex
@@ -26,10 +27,22 @@ class Method:
     Attributes:
       model: the classifier, from `skd_jax.models.create`.
       sync_batch_norm: whether BatchNorm uses the batch of all replicas or of one.
+      num_videos: videos of the training split, for methods that remember each; no hyper-parameter:
+        the program fills it in as it does the model's number of classes.
     """
 
     model: nn.Module
     sync_batch_norm: bool = dataclasses.field(default=True, kw_only=True)
+    num_videos: int = dataclasses.field(default=0, kw_only=True)
+
+    # A frozen classifier that the method learns from; a field where there is one. Its variables are
+    # state["teacher"], which training puts there.
+    teacher = None
+
+    @property
+    def compares_classes(self) -> bool:
+        """Whether the teacher, where there is one, must know the same classes."""
+        return self.teacher is not None
 
     def __post_init__(self):
         smoothing = getattr(self, "label_smoothing", 0.0)
@@ -44,6 +57,16 @@ class Method:
     @property
     def constant_lr(self) -> tuple[str, ...]:
         """Networks whose learning rate stays at its peak instead of following the schedule."""
+        return ()
+
+    @property
+    def earlier_stages(self) -> tuple["Stage", ...]:
+        """Trainings that come before this method's own; none here."""
+        return ()
+
+    @property
+    def fixed(self) -> tuple[str, ...]:
+        """Patterns (see `finetune`) of the parameters that this method leaves as they are."""
         return ()
 
     @property
@@ -67,6 +90,19 @@ class Method:
         """State beside the variables that training carries (memories, past teachers); none here."""
         del variables
         return {}
+
+    def begin(
+        self, variables: PyTree, state: PyTree, finished: Mapping[str, PyTree]
+    ) -> tuple[PyTree, PyTree]:
+        """What a run begins with, after the stages before it; unchanged here.
+
+        Args:
+          variables: as `init` returns them.
+          state: as `init_state` returns it, with the teacher where there is one.
+          finished: {name of a stage: its variables}, of every stage before.
+        """
+        del finished
+        return variables, state
 
     def loss(
         self,
@@ -102,6 +138,25 @@ class Method:
         return self.model.apply(network(variables, "model"), clips, train=False).logits
 
 
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """A training that comes before a method's own, in a folder of its own, by the same loop.
+
+    It has no classifier to be judged by: nothing is validated, and its last state counts.
+
+    Attributes:
+      name: of the folder, WORKDIR/stages/NAME, and in `Method.begin`.
+      method: what is trained; its classifier is a network like the final one.
+      share: of the steps of the whole training; warm-up and boundaries of the schedule shrink alike.
+      optim: fields of `optim.OptimSettings` that differ from the run's.
+    """
+
+    name: str
+    method: Method
+    share: float
+    optim: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
 def nest(networks: dict[str, PyTree]) -> PyTree:
     """{network: {collection: tree}} -> {collection: {network: tree}}.
 
@@ -117,6 +172,14 @@ def nest(networks: dict[str, PyTree]) -> PyTree:
 def network(variables: PyTree, name: str) -> PyTree:
     """The variables of one network: {collection: tree}."""
     return {collection: trees[name] for collection, trees in variables.items() if name in trees}
+
+
+def replace_network(variables: PyTree, name: str, source: PyTree) -> PyTree:
+    """`variables` with one network's taken from `source`, another {collection: {network: tree}}."""
+    return {
+        collection: {**trees, name: jax.tree.map(jnp.asarray, source[collection].get(name, {}))}
+        for collection, trees in variables.items()
+    }
 
 
 def apply_views(
@@ -173,8 +236,9 @@ def classifier_views(
     together: bool,
     rng: chex.PRNGKey,
     axis_name: str | None,
+    maps: bool = False,
 ) -> tuple[Outputs, PyTree]:
-    """The classifier's training-mode outputs for every view, without its feature maps.
+    """The classifier's training-mode outputs for every view.
 
     Args:
       method: whose model is applied.
@@ -183,12 +247,14 @@ def classifier_views(
       together: see `apply_views`.
       rng: dropout key.
       axis_name: the replicas' axis, or None.
+      maps: whether to keep the feature maps.
 
     Returns:
-      (Outputs with logits (B, V, K) and embedding (B, V, D), the model's new batch_stats).
+      (Outputs with logits (B, V, K), embedding (B, V, D) and, if asked for, maps
+      (B, V, T_i, H_i, W_i, C_i), else none; the model's new batch_stats).
     """
     model = method.model.clone(axis_name=axis_name if method.sync_batch_norm else None)
     outputs, stats = apply_views(
         model, network(variables, "model"), clips, together=together, rng=rng
     )
-    return outputs._replace(maps=()), stats
+    return outputs if maps else outputs._replace(maps=()), stats

@@ -88,7 +88,7 @@ def test_names_and_defaults():
     assert {"skd_srl", "supervised"} <= set(methods.names())
     for name in methods.names():
         options = methods.defaults(name)
-        assert "model" not in options
+        assert not {"model", "teacher", "num_videos"} & options.keys()
         method = methods.create(name, Linear(), **options)
         assert all(getattr(method, key) == value for key, value in options.items())
 
@@ -97,7 +97,7 @@ def test_names_and_defaults():
     "name,options,message",
     [
         ("skd_slr", {}, r"unknown method 'skd_slr'; did you mean 'skd_srl'\?"),
-        ("zzz", {}, r"unknown method 'zzz'\. Known: skd_srl, supervised"),
+        ("zzz", {}, r"unknown method 'zzz'\. Known: .*skd_srl"),
         (
             "skd_srl",
             {"temprature": 1},

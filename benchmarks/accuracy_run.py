@@ -1,0 +1,217 @@
+"""One run of `benchmarks.accuracy`: trains in its workdir, and measures what it left.
+
+    python -m benchmarks.accuracy_run SPEC.json
+
+A process of its own, so that it can be killed and started again: it goes on from its last checkpoint. Only
+`_train` reads the videos' frames through TensorFlow. The loop itself takes any iterator of batches, so
+a machine without TensorFlow needs an alternative to `datasets.loop_data` and `datasets.eval_batches` over
+clips held in arrays; there is none yet.
+"""
+
+import importlib.metadata
+import importlib.util
+import json
+import platform
+import re
+import statistics
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from benchmarks.accuracy_table import view_statistics
+from skd_jax import (
+    augment,
+    classifier,
+    datasets,
+    memory,
+    metrics,
+    modes,
+    settings,
+    stages,
+    workdir,
+)
+from skd_jax.data import prepared
+from skd_jax.errors import UserError
+from skd_jax.methods.base import network
+
+MEASURED = "measured.json"
+_LATE = 5  # last evaluations of which the mean is taken
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "tensorflow")
+
+
+def load_config(path: str, method: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """The config of a file for a method, with some values changed.
+
+    Args:
+      path: such as configs/ucf101_small.py.
+      method: what would stand behind the colon.
+      overrides: dotted keys; lists stand for tuples.
+    """
+    spec = importlib.util.spec_from_file_location("accuracy_config", path)
+    if spec is None or not Path(path).is_file():
+        raise UserError(f"there is no config file {path}")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = module.get_config(method)
+    config.lock()  # as on the command line, a key that is not there is a mistake
+    try:
+        config.update_from_flattened_dict(
+            {k: tuple(v) if isinstance(v, list) else v for k, v in overrides.items()}
+        )
+    except (AttributeError, KeyError, TypeError) as error:
+        raise UserError(f"{path}:{method}: {str(error).splitlines()[0]}") from None
+    return config.to_dict()
+
+
+def run(spec: Mapping[str, Any], log=print) -> dict[str, Any] | None:
+    """Trains and measures; what is in `measured.json` already is not done again.
+
+    Args:
+      spec: "config_file", "method", "overrides", "workdir", and "test": whether the test split may be
+        used; without it only validation is reported.
+      log: takes one line of text.
+
+    Returns:
+      What the row of the run gets from it; None if a SIGTERM stopped the training.
+    """
+    folder = Path(spec["workdir"])
+    if (folder / MEASURED).is_file():
+        return json.loads((folder / MEASURED).read_text())
+    config = load_config(spec["config_file"], spec["method"], spec["overrides"])
+    resumed = workdir.has_checkpoint(folder) or bool(stages.folders(folder))
+    start = time.monotonic()
+    if not modes.run_train(config, folder, log, frozenset(spec["overrides"]), test=False):
+        return None
+    wall = time.monotonic() - start
+    trained = classifier.load(folder, log)
+    result = {
+        **validation_of(metrics.read_rows(folder / "metrics.jsonl")),
+        "checkpoint_step": trained.step,
+        "parameters": trained.num_parameters,
+        "wall_seconds": round(wall, 1),
+        "resumed": resumed,
+        **speed([*stages.folders(folder), folder]),
+        **({"stages": stages.last_metrics(folder)} if stages.folders(folder) else {}),
+        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "versions": _versions(),
+    }
+    if spec["test"]:
+        result |= test_of(trained)
+    workdir.write_json(folder / MEASURED, result)
+    return result
+
+
+def validation_of(rows: list[dict]) -> dict[str, Any]:
+    """The validation accuracies among the rows of a metrics file.
+
+    Returns:
+      validation_top1 of the best evaluation, which the checkpoint is of, validation_late, the mean of
+      the last five, and validation_curve [[step, top1], ...].
+    """
+    rows = [row for row in rows if row["split"] == "validation"]
+    if not rows:
+        raise UserError("the data set has no validation split to select a checkpoint by")
+    # Where averaged weights were kept, they are what is selected and used.
+    curve = [[row["step"], row.get("ema_top1", row["top1"])] for row in rows]
+    tops = [top for _, top in curve]
+    return {
+        "validation_top1": max(tops),
+        "validation_late": statistics.fmean(tops[-_LATE:]),
+        "validation_curve": curve,
+    }
+
+
+def speed(folders: list[Path]) -> dict[str, float]:
+    """Seconds of a training step: the median of each training, the mean over them by their steps."""
+    seconds = steps = 0.0
+    for folder in folders:
+        rows = metrics.read_rows(folder / "metrics.jsonl")
+        rates = [row["steps_per_second"] for row in rows if row.get("steps_per_second")]
+        last = max((row["step"] for row in rows), default=0)
+        if rates:
+            seconds += last / statistics.median(rates)
+            steps += last
+    step = seconds / steps if steps else float("nan")
+    return {"step_seconds": step, "steps_per_second": 1 / step}
+
+
+def test_of(trained: classifier.Trained) -> dict[str, Any]:
+    """The one look at the test split: accuracy as `--mode=evaluate` has it, and of each video.
+
+    Returns:
+      test_top1; test_correct {group: "0110..."}, a character for each video of the group in the order of
+      their ids; and `view_statistics` over the clips of each video.
+    """
+    config = trained.config
+    split = prepared.load_split(trained.data["prepared"], "test")
+    evaluation = settings.evaluation(config)
+    augmentation = settings.augmentation(config)
+
+    @jax.jit
+    def outputs(variables, clips, size):
+        clips = augment.eval_clips(clips, size, augmentation)
+        videos, views = clips.shape[:2]
+        found = trained.method.model.apply(
+            network(variables, "model"),
+            clips.reshape(videos * views, *clips.shape[2:]),
+            train=False,
+        )
+        return [
+            x.reshape(videos, views, -1).astype(np.float32) for x in (found.logits, found.embedding)
+        ]
+
+    parts = []
+    for batch in datasets.eval_batches(
+        config, split, clips=evaluation.clips, crops=evaluation.crops
+    ):
+        mask = batch["mask"]
+        found = outputs(trained.variables, batch["clips"], batch["size"])
+        parts.append([np.asarray(x)[mask] for x in (*found, batch["label"], batch["index"])])
+    logits, embedding, label, index = (np.concatenate(each) for each in zip(*parts, strict=True))
+    assert np.array_equal(np.sort(index), np.arange(len(split)))
+    probabilities = np.asarray(jax.nn.softmax(logits)).mean(1)
+    right = probabilities.argmax(1) == label
+    return {
+        "test_top1": float(right.mean()),
+        "test_correct": by_group([str(split.ids[i]) for i in index], right),
+        **view_statistics(logits, embedding),
+    }
+
+
+def by_group(ids: list[str], right: np.ndarray) -> dict[str, str]:
+    """{group: "0110..."}; the group of "Punch/v_Punch_g01_c02" is "v_Punch_g01", of others the id."""
+    found: dict[str, list[str]] = {}
+    for name, hit in sorted(zip(ids, right.tolist(), strict=True)):
+        in_group = re.fullmatch(r"(?:.*/)?([^/]+_g\d+)_c\d+", name)
+        found.setdefault(in_group.group(1) if in_group else name, []).append("1" if hit else "0")
+    return {group: "".join(flags) for group, flags in found.items()}
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def main() -> None:
+    spec = json.loads(Path(sys.argv[1]).read_text())
+    if jax.default_backend() == "cpu":
+        memory.keep_freed_memory()
+    try:
+        finished = run(spec)
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    sys.exit(0 if finished else 3)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,347 @@
+"""What `benchmarks.accuracy` says of its results: pure functions of rows and arrays, NumPy alone.
+
+A row is what one finished run left in the results file, see `benchmarks.accuracy`. Runs of two methods are
+paired by their seed, and by the test videos, which all runs share.
+"""
+
+import io
+import math
+import os
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+Row = Mapping[str, Any]
+LEVEL = 0.95
+RESAMPLES = 20_000
+
+
+def view_statistics(logits: np.ndarray, embedding: np.ndarray) -> dict[str, float]:
+    """How far the views of a video agree; all means over the videos.
+
+    Args:
+      logits: (N, V, K), N and V at least 2.
+      embedding: (N, V, D).
+
+    Returns:
+      view_agreement: share of the pairs of views of a video with the same top-1 class.
+      view_cosine: cosine of their embeddings.
+      between_cosine: cosine of embeddings of different videos, over all such pairs of views; what a
+        view_cosine must be seen against, since a collapsed network has 1 in both.
+    """
+    videos, views = logits.shape[:2]
+    if videos < 2 or views < 2:
+        raise ValueError(f"two videos of two views are needed, got {videos} of {views}")
+    classes = logits.argmax(-1)
+    same = (classes[:, :, None] == classes[:, None, :]).mean((1, 2))
+    pairs = views / (views - 1)  # the mean over all V^2 pairs counts each view with itself
+    unit = embedding.astype(np.float64)
+    unit = unit / np.maximum(np.linalg.norm(unit, axis=-1, keepdims=True), 1e-12)
+    of_video = unit.sum(1)
+    inside = (of_video**2).sum(-1)  # of the V^2 pairs of each video
+    everything = (of_video.sum(0) ** 2).sum()
+    own = (unit**2).sum((1, 2))  # V, but where an embedding is zero
+    return {
+        "view_agreement": float(1 - ((1 - same) * pairs).mean()),
+        "view_cosine": float(((inside - own) / (views * (views - 1))).mean()),
+        "between_cosine": float((everything - inside.sum()) / (views**2 * videos * (videos - 1))),
+    }
+
+
+def correctness(row: Row) -> dict[str, np.ndarray]:
+    """{test group: 0 or 1 for each of its videos} of a run."""
+    return {
+        group: np.array([int(character) for character in flags], np.float64)
+        for group, flags in row["test_correct"].items()
+    }
+
+
+def paired_interval(
+    first: Mapping[int, Mapping[str, np.ndarray]],
+    second: Mapping[int, Mapping[str, np.ndarray]],
+    level: float = LEVEL,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> dict[str, float]:
+    """Difference of two methods' test top-1, with a bootstrap interval over seeds and test groups.
+
+    Each resample draws seeds with replacement from those that both methods have, and, independently,
+    groups of test videos, which are videos of one source and no independent examples. The
+    statistic is the mean difference over the drawn seeds and the videos of the drawn groups; the
+    interval holds the middle `level` of the resamples (percentile bootstrap over two crossed
+    factors: Owen, "The pigeonhole bootstrap", Annals of Applied Statistics 2007). With n seeds it
+    takes their variance for (n - 1) / n of what it is: with five, the part of the interval's
+    length that seeds make is about a tenth too short.
+
+    Args:
+      first, second: {seed: {group: (videos,) correctness}}; the groups are the same in all.
+      level: of the interval.
+      resamples: number of them.
+      seed: of the resampling.
+
+    Returns:
+      difference, low, high (of first - second, in [-1, 1]), seeds, and wins, the seeds at which the
+      first is ahead (a tie is half).
+
+    Raises:
+      ValueError: no seed in common, or other test videos.
+    """
+    seeds = sorted(first.keys() & second.keys())
+    if not seeds:
+        raise ValueError("the two methods have no seed in common")
+    groups = sorted(first[seeds[0]])
+    sizes = np.array([len(first[seeds[0]][group]) for group in groups], np.float64)
+    totals = np.zeros((len(seeds), len(groups)))
+    for i, number in enumerate(seeds):
+        for run in (first[number], second[number]):
+            if {g: len(v) for g, v in run.items()} != dict(zip(groups, sizes, strict=True)):
+                raise ValueError(f"seed {number} was tested on other videos")
+        totals[i] = [(first[number][g] - second[number][g]).sum() for g in groups]
+    rng = np.random.default_rng(seed)
+    of_seed = rng.multinomial(len(seeds), np.full(len(seeds), 1 / len(seeds)), resamples)
+    of_group = rng.multinomial(len(groups), np.full(len(groups), 1 / len(groups)), resamples)
+    drawn = np.einsum("rs,sg,rg->r", of_seed / len(seeds), totals, of_group)
+    drawn = drawn / (of_group @ sizes)
+    tail = (1 - level) / 2
+    low, high = np.quantile(drawn, [tail, 1 - tail])
+    ahead = totals.sum(1)
+    return {
+        "difference": float(totals.mean(0).sum() / sizes.sum()),
+        "low": float(low),
+        "high": float(high),
+        "seeds": len(seeds),
+        "wins": float(((ahead > 0) + 0.5 * (ahead == 0)).sum()),
+    }
+
+
+def by_variant(rows: Sequence[Row]) -> dict[str, dict[int, Row]]:
+    """{variant: {seed: row}}, in the order in which variants first come.
+
+    Raises:
+      ValueError: a run is there twice.
+    """
+    found: dict[str, dict[int, Row]] = {}
+    for row in rows:
+        runs = found.setdefault(row["variant"], {})
+        if row["seed"] in runs:
+            raise ValueError(f"{row['variant']} with seed {row['seed']} is there twice")
+        runs[row["seed"]] = row
+    return found
+
+
+def summarise(rows: Sequence[Row], baselines: Sequence[str], **options: Any) -> list[dict]:
+    """One entry for each variant: means over its seeds, and the paired differences.
+
+    Args:
+      rows: of finished runs.
+      baselines: variants to subtract; those without runs are passed over.
+      **options: of `paired_interval`.
+
+    Returns:
+      [{"variant", "seeds", "test", "test_sd", "validation", "step_seconds", "clips_seen",
+      view statistics, "tuned", "against": {baseline: paired_interval or None}}, ...], best first.
+    """
+    variants = by_variant(rows)
+    right = {
+        name: {seed: correctness(row) for seed, row in runs.items()}
+        for name, runs in variants.items()
+    }
+    entries = []
+    for name, runs in variants.items():
+
+        def mean(key, runs=runs):
+            return statistics.fmean(row[key] for row in runs.values())
+
+        tops = [row["test_top1"] for row in runs.values()]
+        entries.append(
+            {
+                "variant": name,
+                "seeds": sorted(runs),
+                "test": statistics.fmean(tops),
+                "test_sd": statistics.stdev(tops) if len(tops) > 1 else None,
+                "validation": mean("validation_top1"),
+                "step_seconds": mean("step_seconds"),
+                "clips_seen": mean("clips_seen"),
+                **{k: mean(k) for k in ("view_agreement", "view_cosine", "between_cosine")},
+                "tuned": any(row["tuned"] for row in runs.values()),
+                "against": {
+                    baseline: paired_interval(right[name], right[baseline], **options)
+                    if baseline != name and right[name].keys() & right[baseline].keys()
+                    else None
+                    for baseline in baselines
+                    if baseline in right
+                },
+            }
+        )
+    return sorted(entries, key=lambda entry: -entry["test"])
+
+
+def markdown(rows: Sequence[Row], baselines: Sequence[str], **options: Any) -> str:
+    """The table of `summarise` as Markdown, with what one must know to read it below."""
+    entries = summarise(rows, baselines, **options)
+    shown = [name for name in baselines if any(name in e["against"] for e in entries)]
+    reference = next((e for e in entries if e["variant"] in shown[:1]), None)
+    head = ["method", "seeds", "test top-1"]
+    head += [f"against {name} [95 %]" for name in shown]
+    head += ["validation", "views agree", "cosine within / between videos", "time of a step"]
+    lines = [_line(head), _line(["---", *["---:"] * (len(head) - 1)])]
+    for e in entries:
+        deviation = "" if e["test_sd"] is None else f" ± {e['test_sd']:.3f}"
+        cells = [
+            e["variant"] + (" (tuned)" if e["tuned"] else ""),
+            str(len(e["seeds"])),
+            f"{e['test']:.3f}{deviation}",
+            *(_difference(e["against"][name]) for name in shown),
+            f"{e['validation']:.3f}",
+            f"{e['view_agreement']:.3f}",
+            f"{e['view_cosine']:.3f} / {e['between_cosine']:.3f}",
+            f"{e['step_seconds'] / reference['step_seconds']:.2f}"
+            if reference
+            else f"{1000 * e['step_seconds']:.0f} ms",
+        ]
+        lines.append(_line(cells))
+    return "\n".join([*lines, "", _caption(rows, entries, reference), ""])
+
+
+def _difference(interval: Mapping[str, float] | None) -> str:
+    if interval is None:
+        return ""
+    low, high, wins = (interval[key] for key in ("low", "high", "wins"))
+    return (
+        f"{interval['difference']:+.3f} [{low:+.3f}, {high:+.3f}], "
+        f"ahead at {wins:g} of {interval['seeds']}"
+    )
+
+
+def _caption(rows: Sequence[Row], entries: Sequence[Mapping], reference: Mapping | None) -> str:
+    data = rows[0]["data"]
+    groups = len(rows[0]["test_correct"])
+    seen = sorted({row["clips_seen"] for row in rows})
+    budget = " or ".join(f"{count:,}" for count in seen)
+    parts = [
+        (
+            f"{data['name']}, {data['train']} training, {data['validation']} validation and "
+            f"{data['test']} test videos; {budget} clips seen in a training run."
+        ),
+        (
+            "Mean and standard deviation over the seeds; the checkpoint is the best on the validation "
+            "videos, the test videos were used once a run."
+        ),
+        (
+            "Differences are paired by seed and video; intervals are percentile bootstraps over seeds "
+            f"and the {groups} groups of test videos."
+        ),
+        (
+            "Hyper-parameters are the defaults, each method's published ones as far as there are any, "
+            'but for those marked "(tuned)", chosen on the validation videos.'
+        ),
+    ]
+    if reference:
+        parts.append(
+            f"The time of a step is that of {reference['variant']} "
+            f"({1000 * reference['step_seconds']:.0f} ms) times the number."
+        )
+    devices = sorted({row["device"] for row in rows})
+    commits = sorted({row["commit"][:7] for row in rows if row["commit"]})
+    made = f"Made on {', '.join(devices)}"
+    parts.append(f"{made}, at {', '.join(commits)}." if commits else f"{made}.")
+    return " ".join(parts)
+
+
+def sweep_markdown(rows: Sequence[Row]) -> str:
+    """Settings tried on validation, best first.
+
+    Args:
+      rows: with "setting" {dotted key: value}, "seed", "validation_top1" (of the best checkpoint) and
+        "validation_late" (mean of the last evaluations, which no choice has favoured).
+    """
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        name = ", ".join(f"{key}={value}" for key, value in sorted(row["setting"].items()))
+        found.setdefault(name or "defaults", []).append(row)
+    lines = [_line(["setting", "seeds", "late validation top-1", "best validation top-1"])]
+    lines.append(_line(["---", "---:", "---:", "---:"]))
+
+    def mean(key):
+        return lambda runs: statistics.fmean(row[key] for row in runs)
+
+    late = mean("validation_late")
+    for name, runs in sorted(found.items(), key=lambda item: -late(item[1])):
+        values = [row["validation_late"] for row in runs]
+        deviation = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
+        best = mean("validation_top1")(runs)
+        lines.append(_line([name, str(len(runs)), f"{late(runs):.3f}{deviation}", f"{best:.3f}"]))
+    return "\n".join([*lines, ""])
+
+
+def plot_points(rows: Sequence[Row], path: str | os.PathLike, baseline: str | None = None) -> None:
+    """Draws test top-1 of every seed as a point, a method a row, the mean as a bar."""
+    variants = by_variant(rows)
+    order = sorted(variants, key=lambda name: _mean_top1(variants[name]))
+    figure, axes = _figure(7.0, 1.2 + 0.34 * len(order))
+    seeds = sorted({row["seed"] for row in rows})
+    for y, name in enumerate(order):
+        runs = variants[name]
+        for seed, row in runs.items():
+            # The same seed at the same height in every row.
+            offset = 0.5 * (seeds.index(seed) / max(len(seeds) - 1, 1) - 0.5)
+            axes.plot(row["test_top1"], y + offset, "o", color="#0072B2", alpha=0.65, markersize=5)
+        mean = _mean_top1(runs)
+        axes.plot([mean, mean], [y - 0.36, y + 0.36], color="#D55E00", linewidth=2.2)
+    if baseline in variants:
+        mean = _mean_top1(variants[baseline])
+        axes.axvline(mean, color="0.6", linewidth=1, linestyle="--", zorder=0)
+    axes.set_yticks(range(len(order)), order)
+    axes.set_xlabel("test top-1; a point for each seed, a bar for their mean")
+    _save(figure, path)
+
+
+def plot_validation(rows: Sequence[Row], path: str | os.PathLike, variants: Sequence[str]) -> None:
+    """Draws the validation curves of some variants: every seed pale, their mean strong."""
+    found = by_variant(rows)
+    figure, axes = _figure(6.4, 4.0)
+    colours = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+    for number, name in enumerate(name for name in variants if name in found):
+        colour = colours[number % len(colours)]
+        curves = [np.array(row["validation_curve"], np.float64) for row in found[name].values()]
+        for curve in curves:
+            axes.plot(*curve.T, color=colour, alpha=0.25, linewidth=0.8)
+        if len({len(curve) for curve in curves}) == 1:
+            axes.plot(*np.mean(curves, axis=0).T, color=colour, linewidth=2, label=name)
+    axes.set(xlabel="step", ylabel="validation top-1")
+    axes.grid(alpha=0.3, linewidth=0.6)
+    axes.legend(frameon=False)
+    _save(figure, path)
+
+
+def _mean_top1(runs: Mapping[int, Row]) -> float:
+    return statistics.fmean(row["test_top1"] for row in runs.values())
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _figure(width: float, height: float):
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, math.ceil(height * 10) / 10), layout="constrained")
+    axes = figure.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _save(figure, path: str | os.PathLike) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    buffer = io.BytesIO()
+    FigureCanvasAgg(figure)
+    figure.savefig(buffer, format="png", dpi=150)
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    part.write_bytes(buffer.getvalue())
+    part.replace(path)

@@ -1,0 +1,58 @@
+"""ICSD: how alike the classes' places in the clip are."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from skd_jax import losses
+from skd_jax.errors import UserError
+from skd_jax.methods.srd import check_pools_last_map, class_maps
+from skd_jax.methods.teacher_student import TeacherStudent
+
+
+@dataclasses.dataclass(frozen=True)
+class ICSD(TeacherStudent):
+    """The inter-class similarity matrix of AICSD on video maps, beside the soft labels.
+
+        M_ij = KL(p_j || p_i),  p_k = softmax over T, H, W of class k's map / tau
+        L = lambda_ce CE + lambda_kd L_kd + beta mean_ij (M^s_ij - M^t_ij)^2
+
+    Mansurian et al., "Adaptive Inter-Class Similarity Distillation for Semantic Segmentation", arXiv
+    2308.04243, a method for segmentation, where the network's output is a map for each class. A video
+    classifier has such maps too: its linear classifier applied at each position of the last map,
+    before the pooling (class activation maps). Chosen here: these maps; the softmax over all
+    positions (the authors' early code takes it over image rows alone, the paper over the whole
+    map); beta. Their adaptive weights of the terms are left out.
+
+    Attributes:
+      beta: weight of the matrices' difference.
+      map_temperature: tau.
+    """
+
+    lambda_ce: float = 0.1
+    lambda_kd: float = 0.9
+    beta: float = 1.0
+    map_temperature: float = 1.0
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.map_temperature <= 0:
+            raise UserError(f"method.map_temperature must be positive, got {self.map_temperature}")
+
+    @property
+    def compares_classes(self):
+        return True
+
+    def networks(self, student, teacher, bn_axis):
+        for outputs, whose in ((student, "student"), (teacher, "teacher")):
+            check_pools_last_map(outputs, whose)
+        return {}
+
+    def terms(self, seen):
+        own = class_maps(seen.student.maps[-1], seen.variables["params"]["model"]["fc"])
+        theirs = class_maps(seen.teacher.maps[-1], seen.state["teacher"]["params"]["fc"])
+        pair = losses.pool_to_common(own, theirs)
+        matrices = [losses.class_similarity(maps, self.map_temperature) for maps in pair]
+        difference = jnp.square(matrices[0] - jax.lax.stop_gradient(matrices[1]))
+        return {"icsd": (self.beta, difference.mean())}, seen.state

@@ -1,0 +1,64 @@
+"""SRD: the teacher's classifier judges the student's features."""
+
+import dataclasses
+
+import jax.numpy as jnp
+
+from skd_jax import losses
+from skd_jax.errors import UserError
+from skd_jax.methods.teacher_student import Connector, TeacherStudent
+
+
+def class_maps(maps, fc):
+    """The logits at each position: a map (B, T, H, W, C) through the linear classifier `fc`, float32.
+
+    Their mean over the positions are the logits of a network that pools this map and classifies.
+    """
+    return maps.astype(jnp.float32) @ fc["kernel"] + fc.get("bias", 0.0)
+
+
+def check_pools_last_map(outputs, whose: str) -> None:
+    """Raises a UserError unless the embedding may be the last map's mean, by its width."""
+    channels, width = outputs.maps[-1].shape[-1], outputs.embedding.shape[-1]
+    if channels != width:
+        raise UserError(
+            f"the {whose}'s classifier does not sit on its last map: the map has {channels} channels, "
+            f"the classifier takes {width}; take a network that pools its last map, such as a ResNet"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class SRD(TeacherStudent):
+    """Semantic representation distillation: match the teacher's logits through its own classifier.
+
+        h = c(f),  c: 1x1x1 convolution, BatchNorm, ReLU to the teacher's channels; f, g last maps
+        L = CE + beta [ mean_k (fc'(pool h) - t)_k^2 + lambda_feature mean_c (pool h - pool g)_c^2 ]
+
+    with fc' the teacher's frozen classifier and t its logits. Yang et al., "Knowledge Distillation Meets
+    Open-Set Semi-Supervised Learning", IJCV 2024, by its code; the two terms are those of "softmax
+    regression representation learning" (ICLR 2021). beta = 1; the code weighs the second term 1, and
+    10 for ShuffleNetV1. Its unlabelled videos from elsewhere are left out.
+
+    Attributes:
+      beta: weight of both terms.
+      lambda_feature: weight of the second within.
+    """
+
+    beta: float = 1.0
+    lambda_feature: float = 1.0
+
+    def networks(self, student, teacher, bn_axis):
+        check_pools_last_map(teacher, "teacher")
+        options = {"dtype": self.model.dtype, "axis_name": bn_axis}
+        return {"connector": (Connector(teacher.maps[-1].shape[-1], **options), student.maps[-1])}
+
+    def terms(self, seen):
+        connected = seen.made["connector"]
+        judged = class_maps(connected, seen.state["teacher"]["params"]["fc"]).mean(axis=(1, 2, 3))
+        return {
+            "srd": (self.beta, losses.hint(judged, seen.teacher.logits).mean()),
+            "feature": (
+                self.beta * self.lambda_feature,
+                losses.mean_response(connected, seen.teacher.maps[-1]).mean(),
+            ),
+        }, seen.state

@@ -1,0 +1,390 @@
+"""The accuracy harness: statistics against closed forms, budgets, resuming; one tiny run for real."""
+
+import json
+import threading
+
+import numpy as np
+import pytest
+
+from benchmarks import accuracy, accuracy_run, accuracy_table
+from skd_jax.errors import UserError
+from tests import tiny
+
+RNG = np.random.default_rng(0)
+
+
+# --- statistics ---
+
+
+def runs_of(table):
+    """{seed: {group: correctness}} of (seeds, groups, videos)."""
+    return {
+        seed: {f"g{group:02d}": videos for group, videos in enumerate(rows)}
+        for seed, rows in enumerate(np.asarray(table, np.float64))
+    }
+
+
+def test_a_constant_difference_has_no_width():
+    second = RNG.integers(2, size=(4, 6, 5)).astype(float)
+    second[:, :, 0] = 0
+    first = second.copy()
+    first[:, :, 0] = 1  # one video more in each group, at each seed
+    got = accuracy_table.paired_interval(runs_of(first), runs_of(second))
+    for key in ("difference", "low", "high"):
+        np.testing.assert_allclose(got[key], 1 / 5)
+    assert (got["seeds"], got["wins"]) == (4, 4)
+
+
+def test_two_seeds_have_three_means():
+    """Groups alike: the resampled mean is 0, 1/2 or 1 with probability 1/4, 1/2, 1/4."""
+    second = np.zeros((2, 3, 4))
+    first = second.copy()
+    first[1] = 1
+    for level, low, high in ((0.9, 0, 1), (0.4, 0.5, 0.5)):
+        got = accuracy_table.paired_interval(runs_of(first), runs_of(second), level=level)
+        assert (got["difference"], got["low"], got["high"]) == (0.5, low, high)
+    assert got["wins"] == 1.5
+
+
+def test_variances_of_seeds_and_groups_add_up():
+    """For d = a_seed + b_group the bootstrap's variance is var(a) / n + var(b) / m, its law normal."""
+    seeds, groups, videos = 40, 50, 2
+    a, b = RNG.normal(size=seeds), RNG.normal(size=groups)
+    first = (a[:, None, None] + b[:, None]) * np.ones(videos)
+    got = accuracy_table.paired_interval(runs_of(first), runs_of(0 * first))
+    centre, half = a.mean() + b.mean(), 1.96 * np.sqrt(a.var() / seeds + b.var() / groups)
+    np.testing.assert_allclose(got["difference"], centre)
+    np.testing.assert_allclose([got["low"], got["high"]], [centre - half, centre + half], atol=0.02)
+
+
+def test_groups_weigh_by_their_videos():
+    first = {0: {"a": np.ones(3), "b": np.zeros(1)}}
+    second = {0: {"a": np.zeros(3), "b": np.zeros(1)}}
+    got = accuracy_table.paired_interval(first, second)
+    # Two of two draws are a with probability 1/4, b with 1/4.
+    assert (got["difference"], got["low"], got["high"]) == (0.75, 0, 1)
+
+
+def test_only_common_seeds_are_paired_and_other_videos_are_refused():
+    one, two = runs_of(np.ones((3, 2, 2))), runs_of(np.zeros((5, 2, 2)))
+    assert accuracy_table.paired_interval(one, two)["seeds"] == 3
+    with pytest.raises(ValueError, match="no seed in common"):
+        accuracy_table.paired_interval(one, {7: two[0]})
+    with pytest.raises(ValueError, match="seed 0 was tested on other videos"):
+        accuracy_table.paired_interval(one, {0: {"g00": np.zeros(2)}})
+
+
+def test_view_statistics():
+    logits, embedding = RNG.normal(size=(6, 3, 4)), RNG.normal(size=(6, 3, 5))
+    got = accuracy_table.view_statistics(logits, embedding)
+    classes = logits.argmax(-1)
+    unit = embedding / np.linalg.norm(embedding, axis=-1, keepdims=True)
+    pairs = [(0, 1), (0, 2), (1, 2)]
+    agree = [classes[i, a] == classes[i, b] for i in range(6) for a, b in pairs]
+    inside = [unit[i, a] @ unit[i, b] for i in range(6) for a, b in pairs]
+    between = [
+        unit[i, a] @ unit[j, b]
+        for i in range(6)
+        for j in range(6)
+        if i != j
+        for a in range(3)
+        for b in range(3)
+    ]
+    np.testing.assert_allclose(got["view_agreement"], np.mean(agree))
+    np.testing.assert_allclose(got["view_cosine"], np.mean(inside))
+    np.testing.assert_allclose(got["between_cosine"], np.mean(between), atol=1e-12)
+
+
+def test_groups_of_ucf101_and_of_others():
+    ids = ["Punch/v_Punch_g02_c01", "Punch/v_Punch_g01_c02", "Punch/v_Punch_g01_c01", "own/x_c1"]
+    got = accuracy_run.by_group(ids, np.array([True, False, True, True]))
+    assert got == {"v_Punch_g01": "10", "v_Punch_g02": "1", "own/x_c1": "1"}
+
+
+# --- the table ---
+
+
+def row(variant, seed, top1, **more):
+    flags = "".join("1" if i < round(10 * top1) else "0" for i in range(10))
+    return {
+        "variant": variant,
+        "seed": seed,
+        "test_top1": top1,
+        "test_correct": {f"g{i}": flags[2 * i : 2 * i + 2] for i in range(5)},
+        "validation_top1": top1,
+        "validation_curve": [[1, 0.1], [2, top1]],
+        "step_seconds": 0.2 if variant == "skd_srl" else 0.1,
+        "view_agreement": 0.8,
+        "view_cosine": 0.9,
+        "between_cosine": 0.5,
+        "clips_seen": 1600,
+        "tuned": False,
+        "data": {"name": "ucf101", "train": 9, "validation": 3, "test": 10},
+        "device": "1 x cpu",
+        "commit": "0123456789",
+        **more,
+    }
+
+
+ROWS = [
+    *(row("supervised_2v", seed, 0.5 + 0.1 * seed) for seed in range(3)),
+    *(row("skd_srl", seed, 0.6 + 0.1 * seed, tuned=True) for seed in range(3)),
+    row("supervised", 0, 0.4),
+]
+
+
+def test_table():
+    lines = accuracy_table.markdown(ROWS, accuracy.BASELINES, resamples=200).splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[:5]]
+    assert [row[0] for row in cells[2:]] == ["skd_srl (tuned)", "supervised_2v", "supervised"]
+    assert cells[2][2] == "0.700 ± 0.100" and cells[4][2] == "0.400"
+    assert cells[2][3].startswith("+0.100 [") and cells[2][3].endswith("ahead at 3 of 3")
+    assert cells[2][4].startswith("+0.200 [") and cells[2][4].endswith("ahead at 1 of 1")
+    assert cells[3][3] == "" and cells[3][4].startswith("+0.100 [")
+    assert [row[-1] for row in cells[2:]] == ["2.00", "1.00", "1.00"]
+    assert "1,600 clips seen" in lines[6] and "5 groups" in lines[6] and "0123456" in lines[6]
+
+
+def test_plots_are_written(tmp_path):
+    accuracy_table.plot_points(ROWS, tmp_path / "points.png", "supervised_2v")
+    accuracy_table.plot_validation(ROWS, tmp_path / "curves.png", ["supervised", "skd_srl"])
+    for path in tmp_path.iterdir():
+        assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_run_that_is_there_twice_is_told():
+    with pytest.raises(ValueError, match="supervised with seed 0 is there twice"):
+        accuracy_table.summarise([ROWS[-1], ROWS[-1]], [])
+
+
+def test_sweep_table_is_ordered_by_what_no_choice_has_favoured():
+    rows = [
+        {"setting": {"a": 1}, "seed": s, "validation_top1": 0.9, "validation_late": 0.5 + s / 10}
+        for s in range(2)
+    ] + [{"setting": {}, "seed": 0, "validation_top1": 0.8, "validation_late": 0.7}]
+    lines = accuracy_table.sweep_markdown(rows).splitlines()
+    assert lines[2].startswith("| defaults | 1 | 0.700 | 0.800")
+    assert lines[3].startswith("| a=1 | 2 | 0.550 ± 0.071 | 0.900")
+
+
+# --- budgets and plans ---
+
+RECIPE = {
+    "train": {
+        "batch_size": 8,
+        "duration": "50 epochs",
+        "eval_every": "2 epochs",
+        "checkpoint_every": "1 epochs",
+    },
+    "optim": {"warmup": "2 epochs", "boundaries": ("30 epochs",)},
+}
+
+
+@pytest.mark.parametrize("views,batch", [(1, 16), (2, 8), (4, 4)])
+def test_every_method_takes_as_many_steps_of_as_many_clips(views, batch):
+    got = accuracy.budget(RECIPE, videos=100, views=views)
+    assert got["train.batch_size"] == batch
+    assert got["train.duration"] == "625 steps"  # 50 x 100 / 8
+    assert got["optim.warmup"] == got["train.eval_every"] == "25 steps"
+    assert got["optim.boundaries"] == ["375 steps"]
+    assert 625 * batch * views == 2 * 50 * 100
+
+
+def test_one_view_may_take_twice_the_steps_instead():
+    got = accuracy.budget(RECIPE, videos=100, views=1, longer=True)
+    assert (got["train.batch_size"], got["train.duration"]) == (8, "1250 steps")
+    assert got["optim.warmup"] == "50 steps"
+
+
+def test_clips_that_cannot_be_shared_out_are_refused():
+    with pytest.raises(UserError, match="16 clips .* cannot be made of 3 clips of a video"):
+        accuracy.budget(RECIPE, videos=100, views=3)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """An info.json is all that planning reads."""
+    folder = tmp_path_factory.mktemp("data")
+    info = {
+        "name": "ucf101",
+        "fingerprint": "f" * 8,
+        "class_names": list("abcdef"),
+        "splits": {
+            name: {"videos": n} for name, n in (("train", 80), ("validation", 8), ("test", 9))
+        },
+    }
+    (folder / "info.json").write_text(json.dumps(info))
+    return str(folder)
+
+
+def planned(data, tmp_path, names, seeds=(0, 1), **options):
+    return accuracy.plan(accuracy.CONFIG, names, seeds, data, tmp_path / "runs", **options)
+
+
+def test_plan(data, tmp_path):
+    runs = planned(
+        data,
+        tmp_path,
+        ["supervised", "supervised_2v", "skd_srl_labels"],
+        tuned={"skd_srl_labels": {"method.temperature": 4.0}},
+    )
+    assert [(r.variant, r.seed) for r in runs[::2]] == [
+        ("supervised", 0),
+        ("supervised_2v", 0),
+        ("skd_srl_labels", 0),
+    ]
+    assert {r.facts["clips_seen"] for r in runs} == {2 * 50 * 80}
+    assert {r.facts["steps"] for r in runs} == {500}
+    one, two, labels = runs[0], runs[2], runs[5]
+    assert (one.facts["batch"], two.facts["batch"]) == (16, 8)
+    assert labels.facts["differences"]["method.lambda_sim"] == 0.0
+    assert labels.facts["differences"]["method.temperature"] == 4.0
+    assert labels.facts["differences"]["train.seed"] == 1 and labels.facts["tuned"]
+    assert not one.facts["tuned"] and "data.prepared" not in one.facts["settings"]
+    assert "--config=configs/ucf101_small.py:supervised" in two.facts["command"]
+    assert "--config.method.views=2" in two.facts["command"]
+
+
+def test_methods_with_a_teacher_wait_for_it(data, tmp_path):
+    rounds = accuracy.with_teachers(["kd", "tf_kd_self", "supervised_2v"], [0, 1])
+    assert rounds[0] == [("teacher", 0), ("supervised_2v", 0), ("supervised_2v", 1)]
+    assert rounds[1] == [("kd", 0), ("kd", 1), ("tf_kd_self", 0), ("tf_kd_self", 1)]
+    (run,) = planned(data, tmp_path, ["kd"], [1])
+    teacher = run.spec["overrides"]["method.teacher"]
+    assert teacher == planned(data, tmp_path, ["teacher"], [0])[0].spec["workdir"]
+
+
+def test_unknown_names_are_told(data, tmp_path):
+    with pytest.raises(UserError, match="did you mean 'supervised_2v'"):
+        accuracy.variant("supervised_2w")
+    with pytest.raises(UserError, match="configs/ucf101_small.py:skd_srl"):
+        planned(data, tmp_path, ["skd_srl"], common={"method.lambda_simm": 1.0})
+
+
+def test_settings_of_a_sweep():
+    vary = ["method.lambda_sim=0,0.5", "clips.mode=same_clip"]
+    assert accuracy.settings_of(vary, product=False) == [
+        {},
+        {"method.lambda_sim": 0},
+        {"method.lambda_sim": 0.5},
+        {"clips.mode": "same_clip"},
+    ]
+    assert accuracy.settings_of(vary, product=True) == [
+        {"method.lambda_sim": 0, "clips.mode": "same_clip"},
+        {"method.lambda_sim": 0.5, "clips.mode": "same_clip"},
+    ]
+    with pytest.raises(UserError, match="write KEY=VALUE,VALUE"):
+        accuracy.settings_of(["method.lambda_sim"], product=False)
+    assert not set(accuracy.SEEDS) & set(accuracy.SWEEP_SEEDS)
+
+
+# --- running ---
+
+
+def measured(run, slot):
+    return {"validation_top1": 0.5, "test_top1": 0.25, "slot": slot}
+
+
+def test_finished_runs_are_not_run_again(data, tmp_path):
+    runs, results = planned(data, tmp_path, ["supervised", "skd_srl"]), tmp_path / "r.jsonl"
+    begun = []
+
+    def start(run, slot):
+        begun.append((run.variant, run.seed))
+        if run.variant == "skd_srl" and len(begun) == 3:
+            raise UserError("the machine went away")
+        return measured(run, slot)
+
+    failed = accuracy.execute(runs, results, start, log=lambda _: None, extra={"commit": "abc"})
+    assert len(failed) == 1 and "skd_srl-seed0: the machine went away" in failed[0]
+    with results.open("a") as file:
+        file.write('{"variant": "skd_srl", "se')  # cut by a kill
+    assert not accuracy.execute(runs, results, start, log=lambda _: None)
+    rows = accuracy.read_rows(results)
+    assert [(r["variant"], r["seed"]) for r in rows] == [
+        ("supervised", 0),
+        ("supervised", 1),
+        ("skd_srl", 1),
+        ("skd_srl", 0),
+    ]
+    assert begun[4:] == [("skd_srl", 0)] and rows[0]["commit"] == "abc"
+    assert all(r["test_top1"] == 0.25 for r in rows)
+    other = planned(data, tmp_path, ["skd_srl"], common={"optim.learning_rate": 0.5})
+    with pytest.raises(UserError, match=r"skd_srl with seed 0 .* \(optim.learning_rate\)"):
+        accuracy.left_to_do(other, rows)
+
+
+def test_jobs_share_the_slots(data, tmp_path):
+    together = threading.Barrier(2, timeout=20)
+
+    def start(run, slot):
+        together.wait()  # two are under way at once, or this breaks
+        return measured(run, slot)
+
+    runs = planned(data, tmp_path, ["supervised", "skd_srl"])
+    results = tmp_path / "r.jsonl"
+    assert not accuracy.execute(runs, results, start, jobs=2, log=lambda _: None)
+    rows = accuracy.read_rows(results)
+    assert len(rows) == 4 and {r["slot"] for r in rows} == {0, 1}
+
+
+def test_validation_and_speed(tmp_path):
+    rows = [{"step": s, "split": "validation", "top1": s / 10} for s in range(1, 8)]
+    got = accuracy_run.validation_of([*rows, {"step": 1, "split": "train", "top1": 1.0}])
+    assert got["validation_top1"] == 0.7
+    np.testing.assert_allclose(got["validation_late"], 0.5)  # of 0.3 to 0.7
+    assert got["validation_curve"][0] == [1, 0.1]
+    averaged = accuracy_run.validation_of([rows[0] | {"ema_top1": 0.9}])
+    assert averaged["validation_top1"] == 0.9
+    for name, rates in (("a", [1, 2, 8]), ("b", [4])):
+        (tmp_path / name).mkdir()
+        lines = [
+            json.dumps({"step": 10 * (i + 1), "split": "train", "steps_per_second": rate})
+            for i, rate in enumerate(rates)
+        ]
+        (tmp_path / name / "metrics.jsonl").write_text("\n".join(lines))
+    # 30 steps at the median 2, 10 steps at 4 a second: 17.5 s for 40.
+    got = accuracy_run.speed([tmp_path / "a", tmp_path / "b"])
+    np.testing.assert_allclose(got["step_seconds"], 17.5 / 40)
+
+
+def test_a_tiny_run_for_real(tmp_path, monkeypatch):
+    """Training, resuming after the fact, and the same test accuracy as --mode=evaluate has."""
+    from skd_jax import datasets, modes
+
+    config = tiny.config(tmp_path)
+    folder = datasets.ensure_prepared(config, lambda _: None)
+    common = {
+        key: value
+        for key, value in tiny._VALUES.items()
+        if not key.startswith(("method.", "data.synthetic", "train.checkpoint", "data.workers"))
+    } | {"train.duration": "4 steps", "train.eval_every": "2 steps"}
+    (run,) = accuracy.plan(
+        "configs/demo.py",
+        ["supervised"],
+        [3],
+        folder,
+        tmp_path / "runs",
+        common=common,
+    )
+    results = tmp_path / "results.jsonl"
+    extra = {"commit": ""}
+
+    def start(run, slot):
+        return accuracy_run.run(run.spec, lambda _: None)
+
+    assert not accuracy.execute([run], results, start, log=lambda _: None, extra=extra)
+    (row,) = accuracy.read_rows(results)
+    assert row["steps"] == 4 and row["clips_seen"] == 4 * 16 == 4 * row["batch"]
+    assert sum(map(len, row["test_correct"].values())) == row["data"]["test"] == 16
+    hits = sum(flags.count("1") for flags in row["test_correct"].values())
+    assert row["test_top1"] == hits / 16
+    assert [step for step, _ in row["validation_curve"]] == [2, 4]
+    workdir = tmp_path / "runs" / "supervised-seed3"
+    assert modes.run_evaluate(workdir, "test", lambda _: None)["top1"] == row["test_top1"]
+    # With its results file lost, the run is measured no second time.
+    results.unlink()
+    monkeypatch.setattr(accuracy_run, "test_of", None)
+    assert not accuracy.execute([run], results, start, log=lambda _: None, extra=extra)
+    assert accuracy.read_rows(results) == [row]
+    assert "supervised" in accuracy_table.markdown([row], accuracy.BASELINES)

@@ -1,0 +1,291 @@
+"""Methods with a frozen teacher against NumPy: their losses, and where gradients go."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from skd_jax import losses, methods, step
+from skd_jax.errors import UserError
+from skd_jax.methods import base, teacher_student
+from skd_jax.models.renormalised import Renormalised, renormalised
+from tests.fakes import (
+    Linear,
+    kl,
+    log_softmax,
+    quick_compilation,  # noqa: F401  a fixture
+)
+from tests.methods import teachers
+from tests.methods.teachers import BATCH, STUDENT, TEACHER, both, create, start, term_gradients
+
+NAMES = [name for name in methods.names() if methods.takes_teacher(name)]
+PLAIN = ("at", "fitnet", "icsd", "kd", "nfd", "pkt", "rkd", "sp", "srd")
+CRD = {"negatives": 8, "features": 4}
+
+
+def made(name, **options):
+    if name == "tf_kd_self":
+        options = {"teacher": STUDENT, **options}
+    return create(name, **((CRD if name == "crd" else {}) | options))
+
+
+def cross_entropy(logits, smoothing=0.0):
+    target = (1 - smoothing) * np.eye(4)[BATCH["label"]] + smoothing / 4
+    return -(target * log_softmax(logits)).sum(-1).mean()
+
+
+def pool(maps):
+    b, t, h, w, c = maps.shape
+    return maps.reshape(b, t, h // 2, 2, w // 2, 2, c).mean((3, 5))
+
+
+def connected(variables, name, maps, relu):
+    """1x1x1 convolution and BatchNorm of the batch, float64."""
+    params = variables["params"][name]
+    x = maps @ np.asarray(params["conv"]["kernel"], np.float64)[0, 0, 0]
+    x = (x - x.mean((0, 1, 2, 3))) / np.sqrt(x.var((0, 1, 2, 3)) + 1e-5)
+    x = x * params["bn"]["scale"] + params["bn"]["bias"]
+    return np.maximum(x, 0) if relu else x
+
+
+def standard(x):
+    mean, var = x.mean((1, 2, 3), keepdims=True), x.var((1, 2, 3), keepdims=True)
+    return (x - mean) / np.sqrt(var + 1e-6)
+
+
+def matrix(maps, fc):
+    p = (maps @ np.asarray(fc["kernel"], np.float64) + fc["bias"]).reshape(len(maps), -1, 4)
+    log = log_softmax(p.swapaxes(1, 2))
+    return (np.exp(log)[:, None] * (log[:, None] - log[:, :, None])).sum(-1)
+
+
+def attention(s, t):
+    def of(x):
+        x = np.square(x).mean(-1).reshape(len(x), -1)
+        return x / np.linalg.norm(x, axis=1, keepdims=True)
+
+    return np.square(of(s) - of(t)).mean()
+
+
+def parts(name, variables, state, student, teacher):
+    """The method's own parts of the loss, as its docstring defines them."""
+    if name == "at":
+        return {"at": sum(attention(s, t) for s, t in zip(student.maps, teacher.maps, strict=True))}
+    if name in ("fitnet", "nfd"):
+        own = connected(variables, "regressor0", student.maps[1], relu=name == "fitnet")
+        own, theirs = (
+            (own, teacher.maps[1]) if name == "fitnet" else map(standard, (own, teacher.maps[1]))
+        )
+        return {"hint": np.square(own - theirs).mean()}
+    if name == "srd":
+        own = connected(variables, "connector", student.maps[1], relu=True).mean((1, 2, 3))
+        fc = state["teacher"]["params"]["fc"]
+        judged = own @ np.asarray(fc["kernel"], np.float64) + fc["bias"]
+        return {
+            "srd": np.square(judged - teacher.logits).mean(),
+            "feature": np.square(own - teacher.maps[1].mean((1, 2, 3))).mean(),
+        }
+    if name == "icsd":
+        pair = (
+            matrix(student.maps[1], variables["params"]["model"]["fc"]),
+            matrix(teacher.maps[1], state["teacher"]["params"]["fc"]),
+        )
+        return {"icsd": np.square(pair[0] - pair[1]).mean()}
+    relation = {
+        "pkt": {"pkt": losses.probabilistic_transfer},
+        "rkd": {"distance": losses.relational_distances, "angle": losses.relational_angles},
+        "sp": {"sp": losses.similarity_preserving},
+    }.get(name, {})
+    which = (lambda x: x.maps[1]) if name == "sp" else (lambda x: x.embedding)
+    pair = [which(x).astype(np.float32) for x in (student, teacher)]
+    return {term: np.float64(loss(*pair)) for term, loss in relation.items()}
+
+
+def weights(method):
+    found = {"hint": "beta", "at": "beta", "pkt": "beta", "sp": "beta", "srd": "beta"}
+    found |= {"icsd": "beta", "distance": "distance", "angle": "angle"}
+    values = {term: getattr(method, name, 0.0) for term, name in found.items()}
+    if hasattr(method, "lambda_feature"):
+        values["feature"] = method.beta * method.lambda_feature
+    return values | {"ce": method.lambda_ce, "kd": method.lambda_kd}
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_loss_follows_the_equations(name):
+    method = create(name, lambda_kd=0.7, temperature=3.0, label_smoothing=0.1)
+    variables, state = start(method)
+    value, (metrics, stats, new) = jax.jit(lambda v: teachers.loss(method, v, state))(variables)
+    student, teacher = both(variables, state)
+    want = {
+        "ce": cross_entropy(student.logits, 0.1),
+        "kd": 9 * kl(student.logits, teacher.logits, 3.0).mean(),
+        **parts(name, variables, state, student, teacher),
+    }
+    assert {key for key in metrics if key.startswith("loss_")} == {f"loss_{key}" for key in want}
+    for key, term in want.items():
+        np.testing.assert_allclose(metrics[f"loss_{key}"], term, rtol=2e-3, atol=1e-6, err_msg=key)
+    total = sum(weights(method)[key] * term for key, term in want.items())
+    np.testing.assert_allclose(value, total, rtol=2e-3)
+    assert value == metrics["loss"] and value.dtype == jnp.float32
+    right = [x.logits.argmax(-1) == BATCH["label"] for x in (student, teacher)]
+    np.testing.assert_allclose([metrics["top1"], metrics["teacher_top1"]], np.mean(right, axis=1))
+    assert jax.tree.structure(stats) == jax.tree.structure(variables["batch_stats"])
+    jax.tree.map(np.testing.assert_array_equal, new, state)
+
+
+TRAINED = {
+    "hint": {"model", "regressor0"},
+    "srd": {"model", "connector"},
+    "feature": {"model", "connector"},
+    "crd": {"model", "embed_student", "embed_teacher"},
+    "contrast": {"model", "projector"},
+    "head": {"teacher_projector"},
+    "joint": {"model", "branch0", "branch1"},
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_term_trains_its_networks_and_no_others(name):
+    method = made(name, lambda_kd=0.5)
+    variables, state = start(method)
+    for term, by in term_gradients(method, variables, state).items():
+        trained = TRAINED.get(term.removeprefix("loss_"), {"model"})
+        if (name, term) == ("hsakd", "loss_head"):
+            trained = {"teacher_branch0", "teacher_branch1"}
+        for network, largest in by.items():
+            assert (largest > 1e-6) == (network in trained), (term, network, largest)
+            assert largest == 0.0 or network in trained, (term, network, largest)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_gradient_reaches_the_teacher_and_it_stays(name):
+    method = made(name, lambda_kd=0.5)
+    variables, state = start(method)
+
+    def loss(frozen):
+        value, (_, _, new) = teachers.loss(method, variables, {**state, "teacher": frozen})
+        return value, new["teacher"]
+
+    gradient, after = jax.jit(jax.grad(loss, has_aux=True))(state["teacher"])
+    for path, leaf in jax.tree_util.tree_leaves_with_path(gradient):
+        np.testing.assert_array_equal(leaf, np.zeros_like(leaf), err_msg=str(path))
+    jax.tree.map(np.testing.assert_array_equal, after, state["teacher"])
+
+
+def test_the_deployed_classifier_is_the_students():
+    for name in NAMES:
+        method = made(name)
+        variables, _ = start(method)
+        only = {c: {"model": trees["model"]} for c, trees in variables.items()}
+        got = method.logits(only, BATCH["clips"][:, 0])
+        want = STUDENT.apply({c: t["model"] for c, t in only.items()}, BATCH["clips"][:, 0]).logits
+        np.testing.assert_array_equal(got, want)
+        assert method.num_views == 1
+
+
+def test_training_puts_the_teachers_variables_into_the_state():
+    import optax
+
+    method, clip = create("kd"), BATCH["clips"].shape[2:]
+    given = teachers.frozen()
+
+    def state(teacher):
+        settings = step.StepSettings(total_steps=1)
+        return step.create_state(
+            method, optax.sgd(0.1), jax.random.key(0), clip, settings, teacher=teacher
+        )
+
+    jax.tree.map(np.testing.assert_array_equal, state(given).method_state["teacher"], given)
+    template = jax.eval_shape(lambda: state(None))
+    assert jax.tree.structure(template.method_state) == jax.tree.structure({"teacher": given})
+    with pytest.raises(UserError, match="the teacher's variables do not fit its network"):
+        state(teachers.frozen(STUDENT))
+
+
+def test_without_a_teacher_it_classifies_but_does_not_train():
+    method = methods.create("kd", STUDENT)
+    with pytest.raises(UserError, match="learns from a teacher; give `teacher`"):
+        method.init(jax.random.key(0), BATCH["clips"][:, 0])
+    with pytest.raises(UserError, match="'supervised' takes no teacher"):
+        methods.create("supervised", STUDENT, teacher=TEACHER)
+
+
+def test_which_stages_are_compared():
+    assert teacher_student.parse_stages("2, 3:4,-1") == ((2, 2), (3, 4), (-1, -1))
+    one = base.Outputs(None, None, ("a", "b"))
+    two = base.Outputs(None, None, ("c", "d", "e"))
+    assert teacher_student.stage_maps("1:2,-1", one, two) == [("a", "d"), ("b", "e")]
+    assert teacher_student.stage_maps("", one, one) == [("a", "a"), ("b", "b")]
+    with pytest.raises(UserError, match="the student has 2 stages and the teacher 3"):
+        teacher_student.stage_maps("", one, two)
+    with pytest.raises(UserError, match="the student has stages 1 to 2, no 3"):
+        teacher_student.stage_maps("3", one, two)
+
+
+def test_maps_of_different_size_are_pooled():
+    """The student's first map has four times the positions of the teacher's second."""
+    method = create("fitnet", stages="1:2", relu=False)
+    variables, state = start(method)
+    _, (metrics, _, _) = jax.jit(lambda v: teachers.loss(method, v, state))(variables)
+    student, teacher = both(variables, state)
+    own = connected(variables, "regressor0", pool(student.maps[0]), relu=False)
+    want = np.square(own - teacher.maps[1]).mean()
+    np.testing.assert_allclose(metrics["loss_hint"], want, rtol=1e-3)
+
+
+def test_clips_are_normalised_anew_for_the_teacher():
+    rng = np.random.default_rng(0)
+    pixels = rng.random((2, 2, 4, 4, 3))
+    mean, std, own_mean, own_std = rng.random((4, 3)) + 0.2
+    module = renormalised(TEACHER, (mean, std), (own_mean, own_std))
+    assert renormalised(TEACHER, (mean, std), (list(mean), tuple(std))) is TEACHER
+    trees = teachers.frozen()
+    assert jax.tree.structure(teachers.frozen(module)) == jax.tree.structure(trees)
+    got = module.apply(trees, ((pixels - mean) / std).astype(np.float32), train=False)
+    want = TEACHER.apply(trees, ((pixels - own_mean) / own_std).astype(np.float32), train=False)
+    np.testing.assert_allclose(got.logits, want.logits, rtol=1e-4, atol=1e-5)
+    assert isinstance(module, Renormalised) and hash(module) == hash(module.clone())
+
+
+@pytest.mark.parametrize(
+    "name,options,message",
+    [
+        ("kd", {"temperature": 0}, "method.temperature must be positive, got 0"),
+        ("kd", {"lambda_ce": -1}, "method.lambda_ce must be 0 or more, got -1"),
+        ("kd", {"lambda_kd": 0}, "nothing is learnt from the teacher"),
+        ("tf_kd_self", {"teacher": TEACHER}, "must be a run of config.model itself"),
+        ("fitnet", {"beta": -1}, "method.beta must be 0 or more"),
+        ("fitnet", {"stages": "two"}, "'two' is no stage; write numbers from 1"),
+        ("at", {"stages": "0"}, "'0' is no stage"),
+        ("rkd", {"angle": -1}, "method.distance and method.angle must be 0 or more"),
+        ("crd", {"negatives": 0}, "method.negatives must be at least 1, got 0"),
+        ("crd", {"contrast_temperature": 0}, "contrast_temperature must be positive"),
+        ("crd", {"momentum": 1.0}, r"method.momentum must be in \[0, 1\), got 1.0"),
+        ("icsd", {"map_temperature": 0}, "map_temperature must be positive"),
+        ("sskd", {"keep_contrast": 2}, r"method.keep_contrast must be in \[0, 1\], got 2"),
+        ("hsakd", {"head_share": -1}, r"method.head_share must be in \[0, 1\], got -1"),
+    ],
+)
+def test_wrong_hyper_parameters_are_named(name, options, message):
+    with pytest.raises(UserError, match=message):
+        create(name, **options)
+
+
+@pytest.mark.parametrize(
+    "name,options,message",
+    [
+        ("fitnet", {"stages": "3"}, "the student has stages 1 to 2, no 3"),
+        ("srd", {"teacher": Linear(num_classes=4)}, "classifier does not sit on its last map"),
+        ("hsakd", {"teacher": Linear(num_classes=4)}, "the student has 2, the teacher 1"),
+    ],
+)
+def test_networks_that_do_not_fit_the_method(name, options, message):
+    method = create(name, **options)
+    with pytest.raises(UserError, match=message):
+        jax.eval_shape(method.init, jax.random.key(0), BATCH["clips"][:, 0])
+
+
+def test_a_map_of_one_position_cannot_be_normalised():
+    method = create("nfd")
+    with pytest.raises(UserError, match="a map of a single position"):
+        jax.eval_shape(method.init, jax.random.key(0), np.zeros((1, 1, 2, 2, 3), np.float32))

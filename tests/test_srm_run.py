@@ -1,0 +1,82 @@
+"""SRM by one command: teacher from a workdir, three stages, stopped between them, evaluated."""
+
+import numpy as np
+import pytest
+
+from skd_jax import checkpoint, classifier, modes
+from skd_jax.errors import UserError
+from tests import tiny
+from tests.fakes import quick_compilation  # noqa: F401  a fixture
+
+
+def last(folder):
+    checkpoints = checkpoint.Checkpoints(folder / "checkpoints")
+    return checkpoints.restore(checkpoints.steps()[-1])
+
+
+def config(folder, method, **changes):
+    from configs import demo
+
+    tree = demo.get_config(method)
+    values = {k: v for k, v in tiny._VALUES.items() if not k.startswith("method.")}
+    paths = {"data.root": str(folder / "videos"), "data.prepared": str(folder / "prepared")}
+    changes = {key.replace("__", "."): value for key, value in changes.items()}
+    tree.update_from_flattened_dict(values | paths | changes)
+    return tree.to_dict()
+
+
+def test_three_stages_by_one_command(tmp_path):
+    teacher, student = tmp_path / "teacher", tmp_path / "student"
+    wider = config(tmp_path, "supervised", train__duration="4 steps", model__width=0.125)
+    modes.run_train(wider, teacher, lambda _: None)
+    values = {
+        "method__teacher": str(teacher),
+        "train__duration": "20 steps",
+        "train__log_every": 1,
+        "train__eval_every": "5 steps",
+    }
+    chosen, lines = config(tmp_path, "srm", **values), []
+
+    def until_the_second(line):
+        lines.append(line)
+        if line.startswith("stage 2 of 3, student: compiling"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        modes.run_train(chosen, student, until_the_second)
+    first = student / "stages" / "dictionary"
+    untouched = last(first)
+    with pytest.raises(UserError, match="method.mu: 2.0 there, 3.0 now"):
+        modes.run_train(config(tmp_path, "srm", **values, method__mu=3.0), student, print)
+
+    lines.clear()
+    modes.run_train(chosen, student, lines.append)
+    assert not any("of 3, dictionary" in line for line in lines)  # not done again
+    for name, value in last(first).items():
+        np.testing.assert_array_equal(value, untouched[name])
+    second = student / "stages" / "student"
+    steps = [last(folder)["step"] for folder in (first, second, student)]
+    assert steps == [3, 7, 10]
+    handed_on = last(second)
+    for name, value in untouched.items():
+        if name.startswith("params.dictionary."):
+            inside = name.replace("params.dictionary.", "method_state.dictionary.")
+            np.testing.assert_array_equal(handed_on[inside], value)
+    taught = {k: v for k, v in last(teacher).items() if k.startswith(("params", "batch_stats"))}
+    for folder in (first, second, student):
+        state = last(folder)
+        for name, value in taught.items():
+            inside = f"method_state.teacher.{name.replace('.model.', '.')}"
+            np.testing.assert_array_equal(state[inside], value)
+
+    results = tiny.read(student / "results.json")
+    assert results["videos"] == 16 and results["split"] == "test"
+    assert results["stages"]["dictionary"]["step"] == 3
+    assert 0 < results["stages"]["dictionary"]["atoms_in_use"] <= 1
+    assert results["stages"]["dictionary"]["reconstruction_error"] > 0
+    assert np.isfinite(results["stages"]["student"]["loss_pixel"])
+    # What is left is the plain classifier.
+    trained = classifier.load(student)
+    assert trained.num_parameters == sum(
+        v.size for k, v in handed_on.items() if k.startswith("params.model.")
+    )
