@@ -129,9 +129,10 @@ def test_relations_of_extreme_features_are_finite(loss, student):
 @relations
 def test_relations_compute_in_float32(loss):
     half = [jnp.asarray(x, jnp.bfloat16) for x in (STUDENT, TEACHER)]
-    got = loss(*half)
+    run = jax.jit(loss)
+    got = run(*half)
     assert got.dtype == jnp.float32
-    np.testing.assert_allclose(got, loss(*(x.astype(jnp.float32) for x in half)), rtol=1e-6)
+    np.testing.assert_allclose(got, run(*(x.astype(jnp.float32) for x in half)), rtol=1e-6)
     with pytest.raises(
         ValueError, match=r"same examples expected, got shapes \(6, 5\) and \(5, 7\)"
     ):

@@ -236,7 +236,7 @@ def test_what_is_no_teacher_is_refused(folder, tmp_path):
     plain = common.base_config("supervised").to_dict()
     assert teacher.resolve(plain, tmp_path, quiet) == plain
     plain["method"]["teacher"] = "x"
-    with pytest.raises(UserError, match="hyper-parameter of method 'supervised': 'teacher'"):
+    with pytest.raises(UserError, match="method 'supervised' takes no teacher; leave it out"):
         settings.method(plain, 3)
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 
 from skd_jax import losses
@@ -54,7 +55,8 @@ class SRD(TeacherStudent):
 
     def terms(self, seen):
         connected = seen.made["connector"]
-        judged = class_maps(connected, seen.state["teacher"]["params"]["fc"]).mean(axis=(1, 2, 3))
+        judge = jax.lax.stop_gradient(seen.state["teacher"]["params"]["fc"])
+        judged = class_maps(connected, judge).mean(axis=(1, 2, 3))
         return {
             "srd": (self.beta, losses.hint(judged, seen.teacher.logits).mean()),
             "feature": (

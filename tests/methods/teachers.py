@@ -24,7 +24,9 @@ class Staged(nn.Module):
 
     @nn.compact
     def __call__(self, clips, train: bool = False):
-        first = jnp.tanh(nn.Dense(self.channels[0], name="stage1")(clips))
+        place = jnp.linspace(-1.0, 1.0, clips.shape[2] * clips.shape[3])
+        place = place.reshape(*clips.shape[2:4], 1)  # or a turned clip would have the same mean
+        first = jnp.tanh(nn.Dense(self.channels[0], name="stage1")(clips * (1 + place)))
         x = nn.avg_pool(first, (1, 2, 2), (1, 2, 2))
         x = nn.Dense(self.channels[1], name="stage2")(x)
         x = nn.BatchNorm(not train, momentum=0.9, axis_name=self.axis_name, name="bn")(x)
@@ -39,7 +41,10 @@ STUDENT, TEACHER = Staged(), Staged(channels=(4, 6))
 def batch(seed=0, videos=VIDEOS):
     rng = np.random.default_rng(seed)
     return {
-        "clips": rng.normal(size=(videos, 1, 2, 4, 4, 3)).astype(np.float32),
+        "clips": sum(  # every video has a colour of its own
+            rng.normal(size=(videos, 1, *size, 3), scale=scale)
+            for size, scale in (((2, 4, 4), 1), ((1, 1, 1), 4))
+        ).astype(np.float32),
         "label": (np.arange(videos) % CLASSES).astype(np.int32),
         "index": rng.permutation(ROWS)[:videos].astype(np.int32),
     }
@@ -65,7 +70,10 @@ def create(name, **options):
 
 def start(method):
     """(variables, state) with random parameters."""
-    variables = variables_of(method, BATCH["clips"][:1, 0])
+    variables = jax.tree_util.tree_map_with_path(
+        lambda path, x: x if path[-1].key == "scale" else 2 * x if x.ndim == 2 else x,
+        variables_of(method, BATCH["clips"][:1, 0]),
+    )
     return variables, {**method.init_state(variables), "teacher": frozen(method.teacher)}
 
 

@@ -90,7 +90,8 @@ def test_sskd_follows_the_equations():
         "head": (1.0, cross_entropy(theirs, source)),
     }
     for name, (_, term) in want.items():
-        np.testing.assert_allclose(metrics[f"loss_{name}"], term, rtol=2e-3, atol=1e-6)
+        assert term > 1e-4
+        np.testing.assert_allclose(metrics[f"loss_{name}"], term, rtol=2e-3)
     np.testing.assert_allclose(value, sum(w * x for w, x in want.values()), rtol=2e-3)
     np.testing.assert_allclose(metrics["top1"], (s[::4].argmax(1) == label).mean(), rtol=1e-6)
 
@@ -124,7 +125,8 @@ def test_hsakd_follows_the_equations():
         "head": (1.0, sum(cross_entropy(logits[f"teacher_branch{i}"], joint) for i in (0, 1))),
     }
     for name, (_, term) in want.items():
-        np.testing.assert_allclose(metrics[f"loss_{name}"], term, rtol=2e-3, atol=1e-6)
+        assert term > 1e-4
+        np.testing.assert_allclose(metrics[f"loss_{name}"], term, rtol=2e-3)
     np.testing.assert_allclose(value, sum(w * x for w, x in want.values()), rtol=2e-3)
 
 
@@ -148,8 +150,9 @@ def test_the_head_teaches_once_it_has_learnt(name, term):
     variables, state = start(method)
     run = jax.jit(lambda progress: teachers.loss(method, variables, state, progress=progress)[::1])
     (early, (metrics, _, _)), (late, _) = run(0.39), run(0.4)
-    weight = {"contrast": 10.0, "joint": 1.0}[term]
-    np.testing.assert_allclose(late - early, weight * metrics[f"loss_{term}"], rtol=1e-3)
+    share = {"contrast": 10.0, "joint": 1.0}[term] * metrics[f"loss_{term}"]
+    assert share > 0.01
+    np.testing.assert_allclose(late - early, share, rtol=1e-3, atol=1e-5)
 
 
 def test_sskd_on_two_replicas_contrasts_the_whole_batch():
