@@ -130,7 +130,9 @@ def test_masked_hint_counts_what_is_active_in_either():
     s, t = HINTS.astype(np.float64)
     active = np.where((s > 0) | (t > 0), 1.0, 0.0)
     assert 0 < active.sum() < active.size
-    np.testing.assert_allclose(losses.masked_hint(*HINTS), (active * (s - t) ** 2).sum(-1), rtol=1e-5)
+    np.testing.assert_allclose(
+        losses.masked_hint(*HINTS), (active * (s - t) ** 2).sum(-1), rtol=1e-5
+    )
     to_student, to_teacher = jax.grad(lambda a, b: losses.masked_hint(a, b).sum(), (0, 1))(*HINTS)
     np.testing.assert_allclose(to_student, 2 * active * (s - t), rtol=1e-5)
     np.testing.assert_allclose(to_teacher, -2 * active * (s - t), rtol=1e-5)

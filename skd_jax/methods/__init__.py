@@ -12,10 +12,20 @@ import flax.linen as nn
 
 from skd_jax import names as _names
 from skd_jax.methods.base import Method
+from skd_jax.methods.byot import BYOT
+from skd_jax.methods.dks import DKS
+from skd_jax.methods.frskd import FRSKD
+from skd_jax.methods.mixskd import MixSKD
+from skd_jax.methods.sad import SAD
 from skd_jax.methods.skd_srl import SKDSRL
 from skd_jax.methods.supervised import Supervised
 
 _METHODS: dict[str, type[Method]] = {
+    "byot": BYOT,
+    "dks": DKS,
+    "frskd": FRSKD,
+    "mixskd": MixSKD,
+    "sad": SAD,
     "skd_srl": SKDSRL,
     "supervised": Supervised,
 }

@@ -122,7 +122,7 @@ def network(variables: PyTree, name: str) -> PyTree:
 def apply_views(
     module: nn.Module,
     variables: PyTree,
-    views: chex.Array,
+    views: PyTree,
     *,
     together: bool,
     rng: chex.PRNGKey | None = None,
@@ -132,7 +132,7 @@ def apply_views(
     Args:
       module: called as `module(view, train=True)`.
       variables: its collections, one network's.
-      views: (B, V, ...) inputs.
+      views: inputs, every leaf (B, V, ...).
       together: one pass over all B x V inputs, so that BatchNorm sees the views as one batch;
         otherwise a pass per view, the running statistics updated by each in turn (SimSiam).
       rng: key for dropout, or None.
@@ -140,7 +140,7 @@ def apply_views(
     Returns:
       (outputs with every leaf (B, V, ...), new batch_stats).
     """
-    batch, num_views = views.shape[:2]
+    batch, num_views = jax.tree.leaves(views)[0].shape[:2]
 
     def apply(stats: PyTree, inputs: chex.Array, key: chex.PRNGKey | None):
         outputs, updated = module.apply(
@@ -154,13 +154,14 @@ def apply_views(
 
     stats = variables.get("batch_stats", {})
     if together:
-        outputs, stats = apply(stats, views.reshape(batch * num_views, *views.shape[2:]), rng)
+        merged = jax.tree.map(lambda x: x.reshape(batch * num_views, *x.shape[2:]), views)
+        outputs, stats = apply(stats, merged, rng)
         outputs = jax.tree.map(lambda x: x.reshape(batch, num_views, *x.shape[1:]), outputs)
         return outputs, stats
     per_view = []
     for view in range(num_views):
         key = None if rng is None else jax.random.fold_in(rng, view)
-        outputs, stats = apply(stats, views[:, view], key)
+        outputs, stats = apply(stats, jax.tree.map(lambda x, v=view: x[:, v], views), key)
         per_view.append(outputs)
     return jax.tree.map(lambda *x: jnp.stack(x, axis=1), *per_view), stats
 
@@ -173,8 +174,9 @@ def classifier_views(
     together: bool,
     rng: chex.PRNGKey,
     axis_name: str | None,
+    maps: bool = False,
 ) -> tuple[Outputs, PyTree]:
-    """The classifier's training-mode outputs for every view, without its feature maps.
+    """The classifier's training-mode outputs for every view.
 
     Args:
       method: whose model is applied.
@@ -183,12 +185,14 @@ def classifier_views(
       together: see `apply_views`.
       rng: dropout key.
       axis_name: the replicas' axis, or None.
+      maps: whether to keep the feature maps.
 
     Returns:
-      (Outputs with logits (B, V, K) and embedding (B, V, D), the model's new batch_stats).
+      (Outputs with logits (B, V, K), embedding (B, V, D) and maps (B, V, T, H, W, C) or none, the
+      model's new batch_stats).
     """
     model = method.model.clone(axis_name=axis_name if method.sync_batch_norm else None)
     outputs, stats = apply_views(
         model, network(variables, "model"), clips, together=together, rng=rng
     )
-    return outputs._replace(maps=()), stats
+    return outputs if maps else outputs._replace(maps=()), stats
