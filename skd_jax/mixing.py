@@ -43,7 +43,7 @@ def draw(rng: chex.PRNGKey, batch: int, alpha: float) -> Mixture:
 def interpolate(x: chex.Array, mixture: Mixture) -> chex.Array:
     """share * x + (1 - share) * x[partner], for any array (B, ...) of floats."""
     share = mixture.share.reshape(-1, *[1] * (x.ndim - 1)).astype(x.dtype)
-    return share * x + (1 - share) * x[mixture.partner]
+    return share * x + (1 - share) * jnp.take(x, mixture.partner, axis=0)
 
 
 def probabilities(labels: chex.Array, num_classes: int) -> chex.Array:
@@ -92,7 +92,7 @@ def cutmix(
     share_rng, box_rng = jax.random.split(rng)
     mixture = draw(share_rng, len(clips), alpha)
     inside = boxes(box_rng, mixture.share, *clips.shape[2:4])
-    mixed = jnp.where(inside[:, None, :, :, None], clips[mixture.partner], clips)
+    mixed = jnp.where(inside[:, None, :, :, None], jnp.take(clips, mixture.partner, axis=0), clips)
     mixture = mixture._replace(share=1.0 - inside.mean(axis=(1, 2), dtype=jnp.float32))
     return mixed, interpolate(probabilities(labels, num_classes), mixture)
 

@@ -96,9 +96,7 @@ def test_a_mask_is_the_same_on_the_device_and_in_a_map():
     both = jax.vmap(lambda k: mixing.cutmix(k, CLIPS, LABELS, 4, 1.0))(keys)
     for i in range(2):
         alone = mixing.cutmix(keys[i], CLIPS, LABELS, 4, 1.0)
-        jax.tree.map(
-            lambda a, b, i=i: np.testing.assert_allclose(a[i], b, rtol=1e-6), both, alone
-        )
+        jax.tree.map(lambda a, b, i=i: np.testing.assert_allclose(a[i], b, rtol=1e-6), both, alone)
 
 
 def test_rotate_turns_the_image_plane():

@@ -30,7 +30,7 @@ class BYOT(auxiliary.AuxiliaryMethod):
     alpha 0.1, T 3 and 1e-6 on hints summed over a batch of 128, which is 1.28e-4 on their mean. It takes
     the cross-entropy of the soft labels for the divergence; the gradient is the same. The branches
     are chains of separable convolutions as in the authors' later code, in 3-D: the implementation's
-    single convolutions, as large as the stages' whole ratio, would hold most of the parameters here.
+    single convolutions, as large as the stages' whole ratio, would be 8 x 8 x 8 on the first stage.
 
     Attributes:
       temperature: T.

@@ -57,8 +57,8 @@ class FRSKD(auxiliary.AuxiliaryMethod):
       temporal_kernel: taps over time of its depthwise convolutions; 1 is the original's, per frame.
       mix: "none", "mixup" or "cutmix": whether the clips of a batch are mixed.
       mixup_alpha, cutmix_alpha: of the Beta distributions of the shares.
-      sla: whether to train with rotations and joint labels; not together with `mix`, as in the
-        paper.
+      sla: whether to train with rotations and joint labels; not together with `mix`, as in
+        the authors' code.
       sla_lambda: weight of what the joint predictions teach.
     """
 

@@ -67,9 +67,7 @@ def test_each_pair_moves_the_learner_alone():
     gradient = jax.jit(jax.grad(loss_kd))(variables["params"])
     moving = dict(variables)
     model = one_pass(Staged(), moving, "model", BATCH["clips"][:, 0])
-    (other,) = one_pass(
-        Branches(4, first=2, block="separable"), moving, "branches", model.maps
-    )
+    (other,) = one_pass(Branches(4, first=2, block="separable"), moving, "branches", model.maps)
     own, theirs = (softmax(np.asarray(x.logits, np.float64) / 2) for x in (model, other))
     got = gradient["model"]["fc"]["bias"]
     np.testing.assert_allclose(got, 2 * (own - theirs).mean(0), rtol=1e-3, atol=1e-6)

@@ -26,12 +26,15 @@ from tests.methods.staged import (
     term_gradients,
 )
 
-STAGES = {"model/layer1", "model/layer2", "model/layer3", "model/bn1", "model/bn2", "model/bn3"}
-POSITIONS = 1  # of the last map
+STAGES = {"model/layer1", "model/layer2", "model/bn1", "model/bn2"}
+MODEL = Staged(channels=(3, 4))
+POSITIONS = 8  # of the last map
+SMALL = {"width": 1, "depth": 1, "temporal_kernel": 1}
+BIFPN = BiFPN(4, width=1, depth=1, kernel_size=(1, 3, 3))
 
 
-def create(model=None, **options):
-    return methods.create("frskd", model or Staged(), **options)
+def create(model=MODEL, **options):
+    return methods.create("frskd", model, **SMALL | options)
 
 
 def attention(x):
@@ -46,10 +49,10 @@ def transfer(own, refined):
     )
 
 
-def passes(variables, clips, bifpn=None):
+def passes(variables, clips, bifpn=BIFPN):
     """Both networks' outputs for clips of one view."""
-    student = one_pass(Staged(), variables, "model", clips)
-    return student, one_pass(bifpn or BiFPN(4), variables, "bifpn", student.maps)
+    student = one_pass(MODEL, variables, "model", clips)
+    return student, one_pass(bifpn, variables, "bifpn", student.maps)
 
 
 def check(metrics, want):
@@ -60,8 +63,8 @@ def check(metrics, want):
 @pytest.mark.parametrize(
     "options",
     [
-        {},
-        {"alpha": 0.3, "beta": 50.0, "temperature": 2.0, "width": 1, "depth": 1, "temporal_kernel": 1},
+        {"width": 2, "depth": 2, "temporal_kernel": 3},
+        {"alpha": 0.3, "beta": 50.0, "temperature": 2.0},
     ],
     ids=["defaults", "others"],
 )
@@ -97,17 +100,6 @@ def test_loss_and_statistics_follow_the_equations(options):
     )
 
 
-def test_beta_does_not_depend_on_the_size_of_the_last_map():
-    """loss_at is the sum of AT times the positions of the last map."""
-    batch = float_batch(videos=3, views=1, shape=(4, 12, 8, 3))
-    method = create()
-    variables = init(method, batch)
-    _, (metrics, _, _) = run(method, variables, batch)
-    student, teacher = passes(dict(variables), batch["clips"][:, 0])
-    assert student.maps[-1].shape[1:4] == (2, 3, 2)
-    check(metrics, {"loss_at": 12 * transfer(student.maps, teacher.maps)})
-
-
 def test_targets_are_stopped_and_the_self_teachers_inputs_are_not():
     method = create()
     found = term_gradients(method, init(method))
@@ -115,25 +107,8 @@ def test_targets_are_stopped_and_the_self_teachers_inputs_are_not():
     assert moved(found, "loss_ce_bifpn") == STAGES | {"bifpn"}
     assert moved(found, "loss_kd") == STAGES | {"model/fc"}
     assert moved(found, "loss_at") == STAGES
-    assert moved(found, "loss") == STAGES | {"model/fc", "bifpn"}
-
-
-def test_every_parameter_of_the_self_teacher_is_trained():
-    method = create()
-    variables = init(method)
-    # Fusion weights below zero are off; here all are on.
-    params = jax.tree_util.tree_map_with_path(
-        lambda path, x: abs(x) + 0.1 if path[-1].key.endswith("_fusion") else x, variables["params"]
-    )
-    gradient = jax.jit(
-        jax.grad(
-            lambda p: method.loss(
-                {**variables, "params": p}, BATCH, {}, jax.random.key(0), jnp.zeros(()), None
-            )[0]
-        )
-    )(params)
-    for path, leaf in jax.tree_util.tree_leaves_with_path(gradient):
-        assert abs(leaf).max() > 0, jax.tree_util.keystr(path)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(found["loss"]["bifpn"]):
+        assert np.any(leaf), jax.tree_util.keystr(path)
 
 
 def joint(embedding, params):
@@ -159,9 +134,9 @@ def test_rotations_follow_the_equations():
         np.stack([x[i::4, i::4] for i in range(4)], 1).mean(1)
         for x in (joint_student, joint_teacher)
     )
-    kd = 16 * np.concatenate(
-        [kl(student.logits, teacher.logits, 4.0), kl(own, refined, 4.0)]
-    ).mean()
+    kd = (
+        16 * np.concatenate([kl(student.logits, teacher.logits, 4.0), kl(own, refined, 4.0)]).mean()
+    )
     maps, refined_maps = (
         [np.concatenate([a, b]) for a, b in zip(x.maps, y.maps, strict=True)]
         for x, y in ((student, turned_student), (teacher, turned_teacher))
@@ -203,14 +178,12 @@ def test_stops_among_the_joint_predictions():
     assert moved(found, "loss_at") == STAGES
 
 
-@pytest.mark.parametrize("mix", ["mixup", "cutmix"])
-def test_mixed_clips_have_mixed_labels(mix):
-    method = create(mix=mix)
+def test_mixed_clips_have_mixed_labels():
+    method = create(mix="cutmix", cutmix_alpha=0.7)
     variables = init(method)
     _, (metrics, _, _) = run(method, variables)
     key = jax.random.split(jax.random.split(jax.random.key(2), 3)[0], 1)[0]
-    alpha = {"mixup": 0.2, "cutmix": 1.0}[mix]
-    clips, labels = getattr(mixing, mix)(key, BATCH["clips"][:, 0], BATCH["label"], 4, alpha)
+    clips, labels = mixing.cutmix(key, BATCH["clips"][:, 0], BATCH["label"], 4, 0.7)
     assert not np.array_equal(clips, BATCH["clips"][:, 0])
     student, teacher = passes(dict(variables), clips)
     check(
@@ -227,31 +200,29 @@ def test_views_are_further_examples():
     """Two views that pass together are a batch of twice the videos."""
     two = float_batch(videos=3, views=2, shape=(2, 4, 4, 3))
     flat = {"clips": two["clips"].reshape(6, 1, 2, 4, 4, 3), "label": np.repeat(two["label"], 2)}
-    for options in ({}, {"sla": True}):
-        method = create(views=2, views_together=True, **options)
-        assert method.num_views == 2
-        variables = init(method)
-        got = run(method, variables, two)[1][0]
-        want = run(create(**options), variables, flat)[1][0]
-        assert got.keys() - want.keys() == {
-            "view_agreement",
-            "view_cosine",
-            "embedding_std",
-            "embedding_rank",
-        }
-        check(got, want)
+    method = create(views=2, views_together=True, sla=True)
+    assert method.num_views == 2
+    variables = init(method)
+    got = run(method, variables, two)[1][0]
+    want = run(create(sla=True), variables, flat)[1][0]
+    assert got.keys() - want.keys() == {
+        "view_agreement",
+        "view_cosine",
+        "embedding_std",
+        "embedding_rank",
+    }
+    check(got, want)
 
 
-@pytest.mark.parametrize("options", [{}, {"sla": True}], ids=["plain", "sla"])
-def test_replicas(options):
-    replicas_agree(create(**options))
+def test_replicas():
+    replicas_agree(create())
 
 
 def test_deployed_classifier_is_the_supervised_one():
     method = create(sla=True)
     variables = init(method)
     assert variables["params"].keys() == {"model", "bifpn", "joint", "joint_bifpn"}
-    supervised = init(methods.create("supervised", Staged()))
+    supervised = init(methods.create("supervised", MODEL))
     for collection in variables:
         assert jax.tree.map(np.shape, variables[collection]["model"]) == jax.tree.map(
             np.shape, supervised[collection]["model"]

@@ -44,7 +44,8 @@ def bce(logits, target):
 def expected(variables, clips, label, t=3.0, alpha=0.4):
     """Every term, from the definition, with the ensemble on whole maps as the reference has it."""
     share, partner = (
-        np.asarray(x) for x in mixing.draw(jax.random.split(jax.random.key(2))[0], len(clips), alpha)
+        np.asarray(x)
+        for x in mixing.draw(jax.random.split(jax.random.key(2))[0], len(clips), alpha)
     )
 
     def mix(x):
@@ -74,7 +75,9 @@ def expected(variables, clips, label, t=3.0, alpha=0.4):
     for i, pair in enumerate(maps, start=1):
         of = params["discriminators"]
         told = [
-            linear(np.maximum(linear(x.mean((1, 2, 3)), of[f"stage{i}_fc1"]), 0), of[f"stage{i}_fc2"])
+            linear(
+                np.maximum(linear(x.mean((1, 2, 3)), of[f"stage{i}_fc1"]), 0), of[f"stage{i}_fc2"]
+            )
             for x in pair
         ]
         targets = np.array([[1, 0]] * count + [[0, 1]] * count)

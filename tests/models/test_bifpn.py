@@ -1,5 +1,7 @@
 """FRSKD's self-teacher: parameter counts, what it computes, every model's maps, precision, errors."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -50,7 +52,7 @@ def test_parameters_follow_the_formula():
     wide = [w * c for c in channels]
     pairs = list(zip(channels, wide, strict=True))
     lateral = sum(c * v + 2 * v for c, v in pairs) + sum(c * v + 2 * v for c, v in pairs[1:])
-    between = sum(2 * a * b + 2 * a + 2 * b for a, b in zip(wide, wide[1:], strict=False))
+    between = sum(2 * a * b + 2 * a + 2 * b for a, b in itertools.pairwise(wide))
     blocks = sum(d * (k * c + c * c + 2 * c) for c in wide[:-1] + wide[1:])
     want = lateral + between + blocks + 2 * 2 + 3 + 2 + wide[-1] * classes + classes
     assert parameters(maps, classes, width=w, depth=d) == want
@@ -128,7 +130,11 @@ class Reference:
             t[level] = self.block(self.fuse(inputs, f"down{level}"), f"down{level}", depth)
         results = [relu(t[i]) for i in range(1, n + 1)]
         embedding = results[-1].mean((1, 2, 3))
-        return results, embedding, embedding @ self.params["fc"]["kernel"] + self.params["fc"]["bias"]
+        return (
+            results,
+            embedding,
+            embedding @ self.params["fc"]["kernel"] + self.params["fc"]["bias"],
+        )
 
 
 @pytest.mark.parametrize(
@@ -173,9 +179,9 @@ def test_normalises_after_up_sampling():
     maps[1][0, 0, 0, 0] = 5.0
     module = BiFPN(2, width=1)
     variables = draw(module, maps)
-    _, updated = jax.jit(
-        lambda v, x: module.apply(v, x, train=True, mutable=["batch_stats"])
-    )(variables, maps)
+    _, updated = jax.jit(lambda v, x: module.apply(v, x, train=True, mutable=["batch_stats"]))(
+        variables, maps
+    )
     params = variables["params"]
     x = families.conv(params["lat2_conv"]["kernel"], maps[1])
     mean, var = x.mean((0, 1, 2, 3)), x.var((0, 1, 2, 3))
@@ -216,7 +222,10 @@ def test_bfloat16_keeps_float32_parameters_statistics_and_logits():
         out, updates = module.apply(
             {**variables, "params": params}, maps, train=True, mutable=["batch_stats"]
         )
-        return jnp.sum(out.logits**2) + sum(jnp.sum(m.astype("f4")) for m in out.maps), (out, updates)
+        return jnp.sum(out.logits**2) + sum(jnp.sum(m.astype("f4")) for m in out.maps), (
+            out,
+            updates,
+        )
 
     gradients, (out, updates) = jax.jit(jax.grad(loss, has_aux=True))(variables["params"])
     assert {m.dtype for m in out.maps} == {jnp.dtype("bfloat16")}

@@ -42,9 +42,9 @@ def test_parameters(block, size, first):
 def test_branches_end_in_the_last_stages_shape(block):
     module = Branches(5, block=block, dtype="bfloat16")
     variables = families.draw(module, MAPS)
-    outputs, updates = jax.jit(lambda v: module.apply(v, MAPS, train=True, mutable=["batch_stats"]))(
-        variables
-    )
+    outputs, updates = jax.jit(
+        lambda v: module.apply(v, MAPS, train=True, mutable=["batch_stats"])
+    )(variables)
     assert len(outputs) == 2
     for branch in outputs:
         (last,) = branch.maps
