@@ -183,7 +183,9 @@ def test_mixed_clips_have_mixed_labels():
     variables = init(method)
     _, (metrics, _, _) = run(method, variables)
     key = jax.random.split(jax.random.split(jax.random.key(2), 3)[0], 1)[0]
-    clips, labels = mixing.cutmix(key, BATCH["clips"][:, 0], BATCH["label"], 4, 0.7)
+    clips, labels = jax.jit(
+        lambda k: mixing.cutmix(k, BATCH["clips"][:, 0], BATCH["label"], 4, 0.7)
+    )(key)
     assert not np.array_equal(clips, BATCH["clips"][:, 0])
     student, teacher = passes(dict(variables), clips)
     check(

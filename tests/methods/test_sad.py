@@ -15,7 +15,6 @@ from tests.methods.staged import (
     init,
     moved,
     one_pass,
-    replicas_agree,
     run,
     term_gradients,
 )
@@ -49,10 +48,6 @@ def test_the_deeper_map_is_a_target():
     inner = {"model/layer1", "model/bn1", "model/layer2", "model/bn2"}
     assert moved(found, "loss_sad") == inner
     assert moved(found, "loss_ce") == inner | {"model/layer3", "model/bn3", "model/fc"}
-
-
-def test_replicas():
-    replicas_agree(create())
 
 
 def test_a_network_of_one_stage_is_refused():

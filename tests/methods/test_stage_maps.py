@@ -8,7 +8,11 @@ import pytest
 from skd_jax import methods, models, step
 from skd_jax.augment import AugmentSettings
 from skd_jax.optim import OptimSettings, optimiser
-from tests.fakes import pixel_batch
+from tests.fakes import (
+    pixel_batch,
+    quick_compilation,  # noqa: F401  a fixture
+)
+from tests.methods.staged import BATCH, Staged, init
 
 METHODS = {
     "byot": {},
@@ -28,7 +32,12 @@ def create(name, model):
 
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize(
-    "model,dtype", [("r3d_10", "float32"), ("x3d_xs", "bfloat16"), ("slowfast_r50", "float32")]
+    "model,dtype",
+    [
+        ("r3d_10", "float32"),
+        pytest.param("x3d_xs", "bfloat16", marks=pytest.mark.slow),
+        pytest.param("slowfast_r50", "float32", marks=pytest.mark.slow),
+    ],
 )
 def test_step_keeps_the_states_structure(name, model, dtype):
     """Micro-batches, an average of the weights, bfloat16; models whose maps differ in kind."""
@@ -66,10 +75,9 @@ def test_step_keeps_the_states_structure(name, model, dtype):
 
 
 def test_initial_variables_depend_on_the_key_alone():
-    method = create("mixskd", models.create("r3d_10", 3, width=0.0625))
+    method = create("mixskd", Staged())
     start = jax.jit(method.init)
-    clips = jnp.zeros((1, 4, 16, 16, 3))
-    first, again, other = (start(jax.random.key(k), clips) for k in (0, 0, 1))
+    first, again, other = (start(jax.random.key(k), BATCH["clips"][:1, 0]) for k in (0, 0, 1))
     jax.tree.map(np.testing.assert_array_equal, first, again)
     for path in (("branches", "stage1", "block1", "conv1"), ("ensemble", "join"), ("model", "fc")):
         trees = [first["params"], other["params"]]
@@ -78,27 +86,25 @@ def test_initial_variables_depend_on_the_key_alone():
         assert (trees[0]["kernel"] != trees[1]["kernel"]).all(), path
 
 
-@pytest.mark.parametrize("name", ["frskd+sla", "mixskd"])
-def test_a_step_in_bfloat16_is_finite(name):
-    network = models.create("r3d_10", 4, width=0.0625, dtype=jnp.bfloat16)
-    method = create(name, network)
-    rng = np.random.default_rng(0)
-    batch = {
-        "clips": rng.normal(size=(4, 1, 4, 16, 16, 3)).astype(np.float32),
-        "label": np.arange(4, dtype=np.int32),
-    }
-    variables = jax.jit(method.init)(jax.random.key(0), batch["clips"][:1, 0])
+@pytest.mark.parametrize(
+    "name,options",
+    [
+        ("frskd", {"width": 1, "depth": 1}),
+        ("mixskd", {"block": "separable"}),
+    ],
+)
+def test_a_step_in_bfloat16_is_finite(name, options):
+    method = methods.create(name, Staged(channels=(3, 4), dtype=jnp.bfloat16), **options)
+    variables = init(method)
 
     def loss(params):
         return method.loss(
-            {**variables, "params": params}, batch, {}, jax.random.key(1), jnp.zeros(()), None
+            {**variables, "params": params}, BATCH, {}, jax.random.key(1), jnp.zeros(()), None
         )
 
-    step_fn = jax.jit(
-        jax.value_and_grad(loss, has_aux=True),
-        compiler_options={"xla_backend_optimization_level": 0},
+    (value, (metrics, stats, _)), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(
+        variables["params"]
     )
-    (value, (metrics, stats, _)), gradients = step_fn(variables["params"])
     assert value.dtype == jnp.float32
     for leaf in jax.tree.leaves([value, metrics, stats, gradients]):
         assert leaf.dtype == jnp.float32 and np.isfinite(leaf).all()
