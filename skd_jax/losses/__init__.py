@@ -18,7 +18,7 @@ from skd_jax.losses.features import (
     pool_to_common,
 )
 from skd_jax.losses.labels import cross_entropy, soft_label_distillation
-from skd_jax.losses.maps import attention_transfer
+from skd_jax.losses.maps import attention_map, attention_transfer, layer_attention, masked_hint
 from skd_jax.losses.relations import (
     probabilistic_transfer,
     relational_angles,
@@ -37,6 +37,7 @@ from skd_jax.losses.vectors import NORM_EPSILON, cosine, normalise, siamese_simi
 
 __all__ = [
     "NORM_EPSILON",
+    "attention_map",
     "attention_transfer",
     "class_similarity",
     "cosine",
@@ -44,6 +45,8 @@ __all__ = [
     "hint",
     "image_label_loss",
     "image_labels",
+    "layer_attention",
+    "masked_hint",
     "mean_response",
     "noise_contrastive",
     "normalise",

@@ -14,12 +14,17 @@ from skd_jax import names as _names
 from skd_jax.errors import UserError
 from skd_jax.methods.attention import AT
 from skd_jax.methods.base import Method
+from skd_jax.methods.byot import BYOT
 from skd_jax.methods.crd import CRD
+from skd_jax.methods.dks import DKS
 from skd_jax.methods.fitnet import NFD, FitNet
+from skd_jax.methods.frskd import FRSKD
 from skd_jax.methods.hsakd import HSAKD
 from skd_jax.methods.icsd import ICSD
 from skd_jax.methods.kd import KD, TfKDSelf
+from skd_jax.methods.mixskd import MixSKD
 from skd_jax.methods.relational import PKT, RKD, SP
+from skd_jax.methods.sad import SAD
 from skd_jax.methods.skd_srl import SKDSRL
 from skd_jax.methods.srd import SRD
 from skd_jax.methods.srm import SRM
@@ -28,14 +33,19 @@ from skd_jax.methods.supervised import Supervised
 
 _METHODS: dict[str, type[Method]] = {
     "at": AT,
+    "byot": BYOT,
     "crd": CRD,
+    "dks": DKS,
     "fitnet": FitNet,
+    "frskd": FRSKD,
     "hsakd": HSAKD,
     "icsd": ICSD,
     "kd": KD,
+    "mixskd": MixSKD,
     "nfd": NFD,
     "pkt": PKT,
     "rkd": RKD,
+    "sad": SAD,
     "skd_srl": SKDSRL,
     "sp": SP,
     "srd": SRD,

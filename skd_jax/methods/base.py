@@ -185,7 +185,7 @@ def replace_network(variables: PyTree, name: str, source: PyTree) -> PyTree:
 def apply_views(
     module: nn.Module,
     variables: PyTree,
-    views: chex.Array,
+    views: PyTree,
     *,
     together: bool,
     rng: chex.PRNGKey | None = None,
@@ -195,7 +195,7 @@ def apply_views(
     Args:
       module: called as `module(view, train=True)`.
       variables: its collections, one network's.
-      views: (B, V, ...) inputs.
+      views: inputs, every leaf (B, V, ...).
       together: one pass over all B x V inputs, so that BatchNorm sees the views as one batch;
         otherwise a pass per view, the running statistics updated by each in turn (SimSiam).
       rng: key for dropout, or None.
@@ -203,7 +203,7 @@ def apply_views(
     Returns:
       (outputs with every leaf (B, V, ...), new batch_stats).
     """
-    batch, num_views = views.shape[:2]
+    batch, num_views = jax.tree.leaves(views)[0].shape[:2]
 
     def apply(stats: PyTree, inputs: chex.Array, key: chex.PRNGKey | None):
         outputs, updated = module.apply(
@@ -217,13 +217,14 @@ def apply_views(
 
     stats = variables.get("batch_stats", {})
     if together:
-        outputs, stats = apply(stats, views.reshape(batch * num_views, *views.shape[2:]), rng)
+        merged = jax.tree.map(lambda x: x.reshape(batch * num_views, *x.shape[2:]), views)
+        outputs, stats = apply(stats, merged, rng)
         outputs = jax.tree.map(lambda x: x.reshape(batch, num_views, *x.shape[1:]), outputs)
         return outputs, stats
     per_view = []
     for view in range(num_views):
         key = None if rng is None else jax.random.fold_in(rng, view)
-        outputs, stats = apply(stats, views[:, view], key)
+        outputs, stats = apply(stats, jax.tree.map(lambda x, v=view: x[:, v], views), key)
         per_view.append(outputs)
     return jax.tree.map(lambda *x: jnp.stack(x, axis=1), *per_view), stats
 

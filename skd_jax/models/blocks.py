@@ -25,6 +25,25 @@ def channel_shuffle(x: jax.Array, groups: int) -> jax.Array:
     return jnp.swapaxes(parted, -1, -2).reshape(x.shape)
 
 
+def stage_strides(shape: tuple[int, ...], deeper: tuple[int, ...]) -> Triple:
+    """Steps over (T, H, W) that lead from a stage's map to a deeper one's.
+
+    Args:
+      shape: (B, T, H, W, C).
+      deeper: (B, T', H', W', C').
+
+    Returns:
+      s with ceil(T / s[0]) = T', likewise H and W; 1 where the sizes are equal.
+
+    Raises:
+      ValueError: no such steps, as when the second map is the larger one.
+    """
+    strides = tuple(-(-n // m) for n, m in zip(shape[1:4], deeper[1:4], strict=True))
+    if any(-(-n // s) != m for n, s, m in zip(shape[1:4], strides, deeper[1:4], strict=True)):
+        raise ValueError(f"no strides lead from a map of shape {shape} to one of shape {deeper}")
+    return strides
+
+
 class ConvNorm(nn.Module):
     """activation(bn(conv(x))).
 

@@ -80,6 +80,22 @@ class Predictor(nn.Module):
         return x.astype(jnp.float32)
 
 
+class LinearHead(nn.Module):
+    """A linear layer with bias on embeddings (B, D) -> (B, features), float32: D features + features.
+
+    Attributes:
+      features: width of the output.
+    """
+
+    features: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        del train
+        _check(x)
+        return nn.Dense(self.features, kernel_init=torch_linear_init, name="fc")(x)
+
+
 def _check(x: jax.Array) -> None:
     if x.ndim != 2:
         raise ValueError(f"a head takes embeddings of shape (B, D); got shape {x.shape}")
