@@ -90,8 +90,8 @@ def run_train(config: Config, folder: Path, log: Log, overridden: Collection[str
     data = datasets.describe(data_folder)
     parallel.on_first(lambda: _record(folder, data))
 
-    method = settings.method(config, len(data["class_names"]))
     videos = data["splits"]["train"]["videos"]
+    method = settings.method(config, len(data["class_names"]), videos)
     steps_per_epoch = videos / batch_size
     loop = settings.loop(config, steps_per_epoch)
     optim_settings = settings.optimiser(config, steps_per_epoch)
@@ -111,7 +111,7 @@ def run_train(config: Config, folder: Path, log: Log, overridden: Collection[str
         optim.schedule(optim_settings, loop.total_steps),
         settings.augmentation(config),
         loop,
-        datasets.loop_data(config, data_folder, method.num_views, log),
+        datasets.loop_data(config, data_folder, method, log),
         folder,
         log,
         _initial_variables(config, data, log),

@@ -80,8 +80,13 @@ class EvalSettings:
                 raise UserError(f"config.eval.{name} is {value}; take 1 or more")
 
 
-def method(config: Config, num_classes: int) -> methods.Method:
+def method(config: Config, num_classes: int, num_videos: int = 0) -> methods.Method:
     """The training method with its classifier.
+
+    Args:
+      config: all of it.
+      num_classes: of the data.
+      num_videos: of the training split; what does not train needs none.
 
     Raises:
       UserError: unknown model, method or option.
@@ -94,7 +99,9 @@ def method(config: Config, num_classes: int) -> methods.Method:
     model_options["freeze_batch_norm"] = finetuning(config).freeze_batch_norm
     model = models.create(name, num_classes, dtype=jnp.dtype(dtype), **model_options)
     hyper_parameters = dict(config["method"])
-    return methods.create(hyper_parameters.pop("name"), model, **hyper_parameters)
+    return methods.create(
+        hyper_parameters.pop("name"), model, num_videos=num_videos, **hyper_parameters
+    )
 
 
 def check(config: Config) -> None:
@@ -108,7 +115,7 @@ def check(config: Config) -> None:
     optim.optimiser(lengths, steps.total_steps, any_method.constant_lr)
     _check_finetuning(finetuning(config), any_method, steps.clip_shape)
     augmentation(config)
-    clips(config, any_method.num_views)
+    clips(config, any_method.num_views, any_method.partners)
     evaluation(config)
     crop_fraction(config)
 
@@ -138,14 +145,16 @@ def _check_finetuning(
     finetune.frozen(variables, chosen.freeze, chosen.freeze_batch_norm)
 
 
-def clips(config: Config, views: int) -> ClipSettings:
-    """How training views are drawn; `views` of each video.
+def clips(config: Config, views: int, partners: int = 0) -> ClipSettings:
+    """How training views are drawn; `views` of each video, the last `partners` of others of its class.
 
     Raises:
       UserError: an unknown key, or a value no clip could be drawn with.
     """
     canvas = config["data"]["frame_size"]
-    return dataclass_from(ClipSettings, config["clips"], "clips", views=views, canvas=canvas)
+    return dataclass_from(
+        ClipSettings, config["clips"], "clips", views=views, partners=partners, canvas=canvas
+    )
 
 
 def evaluation(config: Config) -> EvalSettings:

@@ -26,10 +26,13 @@ class Method:
     Attributes:
       model: the classifier, from `skd_jax.models.create`.
       sync_batch_norm: whether BatchNorm uses the batch of all replicas or of one.
+      num_videos: videos of the training split, for methods that remember each; no hyper-parameter:
+        the program fills it in as it does the model's number of classes.
     """
 
     model: nn.Module
     sync_batch_norm: bool = dataclasses.field(default=True, kw_only=True)
+    num_videos: int = dataclasses.field(default=0, kw_only=True)
 
     def __post_init__(self):
         smoothing = getattr(self, "label_smoothing", 0.0)
@@ -40,6 +43,19 @@ class Method:
     def num_views(self) -> int:
         """Number of views of each video in a training batch."""
         raise NotImplementedError
+
+    @property
+    def partners(self) -> int:
+        """How many of the views, the last ones, show other training videos of the same class.
+
+        A video that is alone in its class is its own partner.
+        """
+        return 0
+
+    @property
+    def needs_validation(self) -> bool:
+        """Whether `after_evaluation` does anything, and so whether training needs evaluations."""
+        return False
 
     @property
     def constant_lr(self) -> tuple[str, ...]:
@@ -81,7 +97,8 @@ class Method:
 
         Args:
           variables: as `init` returns them.
-          batch: "clips" (B, V, T, H, W, 3) float, normalised; "label" (B,) int32.
+          batch: "clips" (B, V, T, H, W, 3) float, normalised; "label" (B,) int32; "index" (B,)
+            int32, row of the video in the training split.
           state: as `init_state` returns it.
           rng: key for dropout and the like.
           progress: share of training done, in [0, 1].
@@ -93,7 +110,15 @@ class Method:
         raise NotImplementedError
 
     def after_evaluation(self, state: PyTree, variables: PyTree, improved: bool) -> PyTree:
-        """State after an evaluation on the validation split; unchanged here."""
+        """State after an evaluation on the validation split; unchanged here.
+
+        Called where `needs_validation`, on every replica as the step is, and so a pure function.
+
+        Args:
+          state: as `init_state` returns it.
+          variables: those that were judged: the moving averages where they are kept.
+          improved: whether this is the best evaluation so far.
+        """
         del variables, improved
         return state
 

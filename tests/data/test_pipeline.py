@@ -198,7 +198,7 @@ def test_evaluation_counts_every_video_once(data, processes):
                 row = batch["index"][i]
                 frames, window = sample_test(LENGTHS[row], *SHAPES[row % 3], **sampling)
                 plan = pipeline.BatchPlan(
-                    np.array([row]), None, frames[None], window[None], None, None
+                    np.array([row]), None, frames[None], window[None], None, None, None
                 )
                 assert_pixels(batch["clips"][i : i + 1], videos, plan)
     assert sorted(seen) == list(range(9))
