@@ -18,10 +18,10 @@ def start(variables: PyTree) -> PyTree:
     """State without a teacher yet: the first weights hold its place.
 
     Returns:
-      {"teacher": {collection: tree} like the classifier's, "ready": float32 scalar, 0 or 1}.
+      {"past": {collection: tree} like the classifier's, "ready": float32 scalar, 0 or 1}.
     """
     teacher = jax.tree.map(jnp.copy, base.network(variables, "model"))
-    return {"teacher": teacher, "ready": jnp.zeros((), jnp.float32)}
+    return {"past": teacher, "ready": jnp.zeros((), jnp.float32)}
 
 
 def swap(state: PyTree, variables: PyTree, improved: bool) -> PyTree:
@@ -30,7 +30,7 @@ def swap(state: PyTree, variables: PyTree, improved: bool) -> PyTree:
         return state
     # Copied: the next step reuses the memory of the variables.
     teacher = jax.tree.map(jnp.copy, base.network(variables, "model"))
-    return {"teacher": teacher, "ready": jnp.ones_like(state["ready"])}
+    return {"past": teacher, "ready": jnp.ones_like(state["ready"])}
 
 
 def distil(
@@ -58,7 +58,7 @@ def distil(
       float32 scalar.
     """
     one_pass = clips.reshape(-1, *clips.shape[2:])
-    taught = method.model.apply(state["teacher"], one_pass, train=False).logits
+    taught = method.model.apply(state["past"], one_pass, train=False).logits
     taught = jax.lax.stop_gradient(taught)
     divergence = losses.soft_label_distillation(
         logits.reshape(taught.shape), taught, temperature, scale_by_t2
