@@ -92,10 +92,10 @@ def assert_equal(ours, theirs):
 
 def assert_pixels(clips, videos, plan):
     """Each view shows what Pillow decodes, in its window; zeros beside it."""
-    for b, shown in enumerate(plan.source):
+    for b, rows in enumerate(plan.source):
         for v, (y, x, h, w) in enumerate(plan.window[b]):
             for t, frame in enumerate(plan.frames[b, v]):
-                image = Image.open(io.BytesIO(videos[shown[v]][frame])).convert("RGB")
+                image = Image.open(io.BytesIO(videos[rows[v]][frame])).convert("RGB")
                 whole = np.asarray(image)[y : y + h, x : x + w]
                 shown = clips[b, v, t]
                 # At the window's rim libjpeg lacks the neighbours it interpolates colour from.

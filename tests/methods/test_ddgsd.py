@@ -62,7 +62,7 @@ def test_soft_labels_are_constants():
 
 
 def test_discrepancy_trains_the_features_alone():
-    kept = {"views_together": False, "lambda_kd": 0.0}
+    kept = {"lambda_kd": 0.0}
     with_it, without = (
         methods.create("ddgsd", Normed(), lambda_mmd=weight, **kept) for weight in (1.0, 0.0)
     )
