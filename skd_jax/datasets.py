@@ -15,6 +15,7 @@ from skd_jax.data import pipeline, prepare, prepared, synthetic
 from skd_jax.data.clips import short_video_share
 from skd_jax.data.files import is_remote
 from skd_jax.errors import UserError
+from skd_jax.methods import Method
 
 Config = Mapping[str, Any]
 
@@ -121,17 +122,19 @@ def describe(folder: str) -> dict[str, Any]:
     }
 
 
-def loop_data(config: Config, folder: str, views: int, log: Callable[[str], None]) -> train.Data:
+def loop_data(
+    config: Config, folder: str, method: Method, log: Callable[[str], None]
+) -> train.Data:
     """What the training loop reads.
 
     Args:
       config: all of it.
       folder: prepared data.
-      views: clips of each video in a training batch.
+      method: says how many clips of each video a training batch holds, and of how many partners.
       log: takes one line of text.
     """
     split = prepared.load_split(folder, "train")
-    clips = settings.clips(config, views)
+    clips = settings.clips(config, method.num_views, method.partners)
     short = short_video_share(split, clips)
     if short:
         log(f"note: {short:.0%} of the training videos are shorter than a clip and loop")

@@ -144,7 +144,7 @@ def _train(
 ) -> bool:
     log = training.log(log)
     method, optim_settings = training.method, training.optimiser(optim_settings)
-    batches = datasets.loop_data(config, data["prepared"], method.num_views, log)
+    batches = datasets.loop_data(config, data["prepared"], method, log)
     if training.title:
         log(f"{training.steps} of {training.total_steps} steps, in {training.folder}")
     if training.name:

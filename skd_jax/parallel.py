@@ -2,7 +2,8 @@
 
 Both run the same function of one replica's batch with the mapped axis "batch"; they differ in where
 the replicas' copies live. `Replicas` hides that from the loop: state goes in and comes out as one
-plain tree, batches as the NumPy arrays of this process.
+plain tree, batches as the NumPy arrays of this process. Every replica holds a copy of the state, but
+for tables of type `rows.Rows`, of which each holds a part.
 """
 
 import functools
@@ -16,6 +17,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from skd_jax import rows
 from skd_jax.errors import UserError
 from skd_jax.names import look_up
 
@@ -30,7 +32,7 @@ class Replicas(Protocol):
         """A plain tree, equal in every process, to a copy on every device."""
 
     def get(self, tree: PyTree) -> PyTree:
-        """One copy of a replicated tree, as NumPy arrays."""
+        """One copy of a replicated tree, as NumPy arrays; called by all processes at once."""
 
     def shard(self, batch: PyTree) -> PyTree:
         """This process's part of a batch, sent to its devices, leading axis cut over them."""
@@ -41,6 +43,9 @@ class Replicas(Protocol):
     def evaluate(self, step: Callable) -> Callable:
         """Compiles (variables, batch) -> scores, the scores replicated."""
 
+    def update(self, function: Callable) -> Callable:
+        """Compiles (tree, variables, constant) -> tree, without a batch; the old tree's memory is reused."""
+
 
 class Pmap:
     """`jax.pmap`: every leaf carries a leading axis over the local devices."""
@@ -49,10 +54,28 @@ class Pmap:
         count = jax.local_device_count()
         # The axis has the step's own name: another one is another sharding, and compiles it twice.
         copy = jax.pmap(lambda tree, _: tree, AXIS, in_axes=(None, 0))
-        return copy(tree, np.arange(count))
+        plain = _map(lambda x: x, lambda table: None, tree)
+        copies = copy(plain, np.arange(count))
+        return _map(lambda _, x: x, lambda table, _: self._cut(table), tree, copies)
 
     def get(self, tree):
-        return jax.tree.map(lambda x: np.asarray(x.addressable_shards[0].data)[0], tree)
+        return _map(lambda x: np.asarray(x.addressable_shards[0].data)[0], self._join, tree)
+
+    def _cut(self, table):
+        blocks = rows.padded(table, jax.device_count())
+        blocks = blocks.reshape(jax.device_count(), -1, blocks.shape[-1])
+        return table.replace(values=jax.pmap(lambda x: x, AXIS)(blocks[self._places()]))
+
+    def _join(self, table):
+        blocks = np.stack([np.asarray(s.data)[0] for s in table.values.addressable_shards])
+        blocks, places = multihost_utils.process_allgather((blocks, self._places()), tiled=True)
+        return table.replace(values=np.concatenate(blocks[np.argsort(places)])[: table.count])
+
+    def _places(self):
+        """Numbers of this process's replicas on the axis, in the order of its devices."""
+        count = jax.local_device_count()
+        place = jax.pmap(lambda _: jax.lax.axis_index(AXIS), AXIS)
+        return np.asarray([s.data for s in place(np.arange(count)).addressable_shards]).reshape(-1)
 
     def shard(self, batch):
         devices = jax.local_devices()
@@ -68,6 +91,9 @@ class Pmap:
     def evaluate(self, step):
         return jax.pmap(functools.partial(step, axis_name=AXIS), AXIS)
 
+    def update(self, function):
+        return jax.pmap(function, AXIS, static_broadcasted_argnums=2, donate_argnums=0)
+
 
 class ShardMap:
     """`jax.jit(jax.shard_map)` over a mesh of all devices: global arrays, the path for pods."""
@@ -78,14 +104,22 @@ class ShardMap:
         self._sharded = NamedSharding(self._mesh, PartitionSpec(AXIS))
 
     def put(self, tree):
-        def replicate(x):
+        def place(sharding, x):
             x = np.asarray(x)
-            return jax.make_array_from_callback(x.shape, self._replicated, lambda index: x[index])
+            return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
 
-        return jax.tree.map(replicate, tree)
+        def cut(table):
+            blocks = rows.padded(table, jax.device_count())
+            return table.replace(values=place(self._sharded, blocks))
+
+        return _map(functools.partial(place, self._replicated), cut, tree)
 
     def get(self, tree):
-        return jax.tree.map(lambda x: np.asarray(x.addressable_shards[0].data), tree)
+        def join(table):
+            values = multihost_utils.process_allgather(table.values, tiled=True)
+            return table.replace(values=values[: table.count])
+
+        return _map(lambda x: np.asarray(x.addressable_shards[0].data), join, tree)
 
     def shard(self, batch):
         return jax.tree.map(
@@ -93,21 +127,54 @@ class ShardMap:
         )
 
     def train(self, step):
-        return jax.jit(self._map(step, (PartitionSpec(), PartitionSpec())), donate_argnums=(0,))
+        step = functools.partial(step, axis_name=AXIS)
+
+        def run(state, batch):
+            spec = _specs(state)
+            both = (spec, PartitionSpec(AXIS)), (spec, PartitionSpec())
+            return self._map(step, *both)(state, batch)
+
+        return jax.jit(run, donate_argnums=(0,))
 
     def evaluate(self, step):
-        return jax.jit(self._map(step, PartitionSpec()))
+        step = functools.partial(step, axis_name=AXIS)
+        specs = (PartitionSpec(), PartitionSpec(AXIS)), PartitionSpec()
+        return jax.jit(self._map(step, *specs))
 
-    def _map(self, step, out_specs):
+    def update(self, function):
+        def run(tree, variables, constant):
+            def on_replica(tree, variables):
+                return function(tree, variables, constant)
+
+            specs = (_specs(tree), PartitionSpec()), _specs(tree)
+            return self._map(on_replica, *specs)(tree, variables)
+
+        return jax.jit(run, static_argnums=2, donate_argnums=0)
+
+    def _map(self, function, in_specs, out_specs):
         # check_vma must be off: with it, the gradient of a replicated input is already summed over
         # the replicas, and the step's own pmean would leave it n times too large.
         return jax.shard_map(
-            functools.partial(step, axis_name=AXIS),
+            function,
             mesh=self._mesh,
-            in_specs=(PartitionSpec(), PartitionSpec(AXIS)),
+            in_specs=in_specs,
             out_specs=out_specs,
             check_vma=False,
         )
+
+
+def _map(on_array: Callable, on_table: Callable, *trees: PyTree) -> PyTree:
+    """`jax.tree.map` with a function for arrays and one for tables."""
+
+    def apply(node, *others):
+        return (on_table if rows.is_rows(node) else on_array)(node, *others)
+
+    return jax.tree.map(apply, *trees, is_leaf=rows.is_rows)
+
+
+def _specs(tree: PyTree) -> PyTree:
+    """How a tree lies on the mesh: tables divided, all else replicated."""
+    return _map(lambda _: PartitionSpec(), lambda _: PartitionSpec(AXIS), tree)
 
 
 def create(name: str) -> Replicas:

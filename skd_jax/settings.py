@@ -136,7 +136,7 @@ def check(config: Config) -> None:
     optim.optimiser(lengths, steps.total_steps, any_method.constant_lr)
     _check_finetuning(finetuning(config), any_method, steps.clip_shape)
     augmentation(config)
-    clips(config, any_method.num_views)
+    clips(config, any_method.num_views, any_method.partners)
     evaluation(config)
     crop_fraction(config)
 
@@ -166,14 +166,16 @@ def _check_finetuning(
     finetune.frozen(variables, chosen.freeze, chosen.freeze_batch_norm)
 
 
-def clips(config: Config, views: int) -> ClipSettings:
-    """How training views are drawn; `views` of each video.
+def clips(config: Config, views: int, partners: int = 0) -> ClipSettings:
+    """How training views are drawn; `views` of each video, the last `partners` of others of its class.
 
     Raises:
       UserError: an unknown key, or a value no clip could be drawn with.
     """
     canvas = config["data"]["frame_size"]
-    return dataclass_from(ClipSettings, config["clips"], "clips", views=views, canvas=canvas)
+    return dataclass_from(
+        ClipSettings, config["clips"], "clips", views=views, partners=partners, canvas=canvas
+    )
 
 
 def evaluation(config: Config) -> EvalSettings:

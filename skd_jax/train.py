@@ -129,9 +129,15 @@ def train(
       True when finished; False when a SIGTERM stopped it, its state saved.
 
     Raises:
-      UserError: the loss is not finite, or a checkpoint does not fit, cannot be read or written.
+      UserError: the loss is not finite, a checkpoint does not fit, cannot be read or written, or
+        the method needs a validation split and there is none.
       ValueError: the training batches end too early.
     """
+    if method.needs_validation and data.validation is None:
+        raise UserError(
+            f"{type(method).__name__} takes its teacher by the validation split, and there is none; "
+            "set config.data.validation_fraction or add a val/ folder"
+        )
     step_settings = step.StepSettings(
         settings.total_steps,
         settings.seed,
@@ -162,6 +168,7 @@ def train(
         functools.partial(step.train_step, tx=tx, settings=step_settings, **shared)
     )
     eval_step = replicas.evaluate(functools.partial(step.eval_step, **shared))
+    after_evaluation = replicas.update(method.after_evaluation)
     writer = metrics.MetricsWriter(workdir, first, active=jax.process_index() == 0)
 
     def validate(number: int, state: step.TrainState) -> tuple[step.TrainState, dict | None]:
@@ -184,8 +191,12 @@ def train(
         )
         values = raw | {f"ema_{name}": value for name, value in (averaged or {}).items()}
         writer.write(number, "validation", values)
-        new = method.after_evaluation(state.method_state, state.variables, improved)
-        return state.replace(method_state=new), chosen
+        if method.needs_validation:
+            judged = state.ema or state.variables
+            state = state.replace(
+                method_state=after_evaluation(state.method_state, judged, improved)
+            )
+        return state, chosen
 
     steps = _Steps(data, workdir, settings, schedule, writer, log)
     with (

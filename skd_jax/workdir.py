@@ -40,6 +40,7 @@ _LATER = {
     "finetune.freeze": "",
     "finetune.freeze_batch_norm": False,
     "finetune.lr_groups": "",
+    "method.past_teacher": 0.0,
 }
 
 

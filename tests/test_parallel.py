@@ -15,7 +15,7 @@ import numpy as np
 import optax
 import pytest
 
-from skd_jax import augment, checkpoint, evaluate, losses, methods, parallel, step
+from skd_jax import augment, checkpoint, evaluate, losses, methods, parallel, rows, step
 from skd_jax.errors import UserError
 from tests.fakes import (
     Normed,
@@ -31,11 +31,11 @@ LABELS = np.arange(8) % 5
 AUGMENTATION = augment.AugmentSettings(crop=4, brightness=0.4)
 
 
-def train(name: str, sync: bool = True, steps: int = 2) -> tuple[dict, dict]:
-    """(flat state, metrics of the last step) after some steps of SKD-SRL."""
+def train(name: str, sync: bool = True, steps: int = 2, method=None) -> tuple[dict, dict]:
+    """(flat state, metrics of the last step) after some steps, of SKD-SRL if nothing else is said."""
     # Few hidden units may all be off for an example: at p = 0 the cosine's gradient is so steep that
     # rounding decides the step.
-    method = methods.create(
+    method = method or methods.create(
         "skd_srl", Normed(), projector_out=8, predictor_hidden=32, sync_batch_norm=sync
     )
     settings = step.StepSettings(total_steps=4, ema_decay=0.9)
@@ -53,7 +53,8 @@ def train(name: str, sync: bool = True, steps: int = 2) -> tuple[dict, dict]:
         state, metrics = run(old, replicas.shard(pixel_batch(seed=number)))
         # Their memory has become the new state's.
         assert all(leaf.is_deleted() for leaf in jax.tree.leaves(old))
-    copies = [[s.data for s in x.addressable_shards] for x in jax.tree.leaves(state)]
+    whole = state.replace(method_state={})  # tables are divided
+    copies = [[s.data for s in x.addressable_shards] for x in jax.tree.leaves(whole)]
     for first, *others in copies:
         for other in others:
             np.testing.assert_array_equal(first, other)
@@ -97,6 +98,10 @@ def everything(names) -> dict[str, np.ndarray]:
         state, metrics = train(name)
         found |= {f"{name}/state/{key}": value for key, value in state.items()}
         found |= {f"{name}/metrics/{key}": value for key, value in metrics.items()}
+        # Ten rows over four devices leave two to spare.
+        memory = methods.create("ps_kd", Normed(), views=2, num_videos=10)
+        state, _ = train(name, steps=3, method=memory)
+        found |= {f"{name}/memory/{key}": value for key, value in state.items()}
         scores = score(name)
         found |= {f"{name}/scores/{key}": value for key, value in vars(scores).items()}
     state, _ = train("pmap", sync=False, steps=1)
@@ -144,11 +149,17 @@ def compare(got: dict, want: dict, rtol: float = 1e-3, atol: float = 2e-5) -> No
 
 
 @pytest.mark.parametrize("name", ["pmap", "shard_map"])
-@pytest.mark.parametrize("what", ["state", "metrics", "scores"])
+@pytest.mark.parametrize("what", ["state", "metrics", "scores", "memory"])
 def test_four_devices_equal_one(one, four, name, what):
-    """Parameters, statistics, momenta and averages; the gradient's norm among the metrics."""
+    """Parameters, statistics, momenta and averages, a divided table; the gradient's norm."""
     assert four["devices"] == 4 and one["devices"] == 1
     compare(part(four, f"{name}/{what}/"), part(one, f"pmap/{what}/"))
+
+
+def test_the_divided_table_holds_every_row(four):
+    table = four["pmap/memory/method_state.predictions.values"]
+    assert table.shape == (10, 4)
+    np.testing.assert_allclose(table.sum(1), np.arange(10) < 8, rtol=1e-5)
 
 
 def test_pmap_equals_shard_map(four):
@@ -194,6 +205,22 @@ def test_put_and_get_return_the_tree(name):
     assert jax.tree.structure(got) == jax.tree.structure(tree)
     jax.tree.map(np.testing.assert_array_equal, got, tree)
     assert all(isinstance(leaf, np.ndarray | np.generic) for leaf in jax.tree.leaves(got))
+
+
+@pytest.mark.parametrize("name", ["pmap", "shard_map"])
+def test_an_update_sees_one_replica(name):
+    replicas = parallel.create(name)
+
+    def add(tree, variables, times):
+        assert tree["a"].shape == (3,) and variables.shape == ()
+        return {"a": tree["a"] + times * variables, "memory": tree["memory"]}
+
+    tree = {"a": np.arange(3, dtype=np.float32), "memory": rows.empty(5, 2)}
+    placed = replicas.put(tree)
+    got = replicas.get(replicas.update(add)(placed, replicas.put(np.float32(2)), 3))
+    np.testing.assert_array_equal(got["a"], [6, 7, 8])
+    assert got["memory"].values.shape == (5, 2)
+    assert placed["a"].is_deleted()
 
 
 @pytest.mark.parametrize("name", ["pmap", "shard_map"])

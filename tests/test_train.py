@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from skd_jax import checkpoint, metrics, parallel, train
+from skd_jax import checkpoint, methods, metrics, parallel, train
 from skd_jax.augment import AugmentSettings
 from skd_jax.errors import UserError
 from skd_jax.methods.supervised import Supervised
@@ -43,7 +43,10 @@ def names(rows):
 
 
 def run(workdir, settings=SETTINGS, rate=0.1, data=None, log=lambda _: None, method=None):
+    """`method` may be one, or the name of one."""
     data = data or train.Data(batches, validation, names)
+    if isinstance(method, str):
+        method = methods.create(method, fakes.Normed(num_classes=4), num_videos=8)
     return train.train(
         method or Supervised(model=fakes.Normed(num_classes=4)),
         optax.sgd(rate),
@@ -128,6 +131,86 @@ def test_without_validation_the_last_checkpoint_counts(tmp_path):
     assert run(tmp_path, data=train.Data(batches, None, names))
     checkpoints = checkpoint.Checkpoints(tmp_path / "checkpoints")
     assert checkpoints.best() is None and checkpoints.steps() == [6, 8]
+
+
+def changed(settings=SETTINGS, **values):
+    return train.LoopSettings(**(vars(settings) | values))
+
+
+def within(start=0):
+    """Batches whose videos are eight in all."""
+    for batch in batches(start):
+        yield batch | {"index": batch["index"] % 100}
+
+
+@pytest.mark.parametrize("replicas", ["pmap", "shard_map"])
+@pytest.mark.parametrize("ema_decay", [0.0, 0.5])
+def test_the_best_judged_weights_become_the_past_teacher(
+    tmp_path, monkeypatch, replicas, ema_decay
+):
+    """Of three evaluations the second is worse than the first, the third better."""
+    scores = iter([0.5, 0.25, 0.75])
+
+    def judged(*_):
+        result = {"top1": next(scores), "loss": 1.0}
+        return result, result if ema_decay else None
+
+    monkeypatch.setattr(train, "evaluation_of", judged)
+    settings = changed(total_steps=12, ema_decay=ema_decay, replicas=replicas, keep=10)
+    assert run(tmp_path, settings, method="teaching_yourself")
+    checkpoints = checkpoint.Checkpoints(tmp_path / "checkpoints")
+    part = "ema." if ema_decay else ""
+    for number, best in ((2, None), (4, 4), (6, 4), (8, 4), (10, 4), (12, 12)):
+        state = checkpoints.restore(number)
+        assert state["method_state.ready"] == (best is not None)
+        if best is None:
+            continue
+        chosen = checkpoints.restore(best)
+        for name, value in state.items():
+            if name.startswith("method_state.past."):
+                collection, rest = name.removeprefix("method_state.past.").split(".", 1)
+                wanted = chosen[f"{part}{collection}.model.{rest}"]
+                np.testing.assert_array_equal(value, wanted, err_msg=name)
+    last = checkpoints.restore(12)
+    raw, averaged = last["params.model.fc.kernel"], last.get("ema.params.model.fc.kernel")
+    assert averaged is None or (raw != averaged).any()
+
+
+def test_a_past_teacher_without_validation_is_refused(tmp_path):
+    with pytest.raises(UserError, match="TeachingYourself .* validation split, and there is none"):
+        run(tmp_path, data=train.Data(batches, None, names), method="teaching_yourself")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["teaching_yourself", "ps_kd"])
+def test_a_run_that_goes_on_ends_in_the_same_state(tmp_path, name):
+    """Past teacher and memory are part of it; stopped between two evaluations."""
+    data = train.Data(within, validation, names)
+    settings = changed(accumulate=2, ema_decay=0.5)
+    assert run(tmp_path / "whole", settings, data=data, method=name)
+
+    class Stopped(Exception):
+        pass
+
+    def interrupted(start):
+        for step, batch in enumerate(within(start), start):
+            if step == 7:  # prefetched: after the checkpoint of step 6, say
+                raise Stopped
+            yield batch
+
+    broken = train.Data(interrupted, validation, names)
+    with pytest.raises(Stopped):
+        run(tmp_path / "cut", settings, data=broken, method=name)
+    assert checkpoint.Checkpoints(tmp_path / "cut" / "checkpoints").steps()[-1] < 8
+    assert run(tmp_path / "cut", settings, data=data, method=name)
+    whole, cut = (
+        checkpoint.Checkpoints(tmp_path / folder / "checkpoints").restore(8)
+        for folder in ("whole", "cut")
+    )
+    own = [key for key in whole if key.startswith("method_state.")]
+    assert own and any(whole[key].any() for key in own)
+    for key, value in whole.items():
+        np.testing.assert_array_equal(cut[key], value, err_msg=key)
 
 
 def test_the_rate_leaves_out_compilation_and_validation(tmp_path, monkeypatch):

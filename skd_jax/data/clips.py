@@ -1,8 +1,8 @@
 """Which frames and which window of a video make a clip: index arithmetic, no pixels.
 
 A clip is `frames` frames of one video, `stride` apart, seen through one window that does not move.
-A view is one such clip; training draws several views of every video, evaluation a fixed grid of
-them. Everything here is a pure function of its arguments (NumPy only), so that sampling can be
+A view is one such clip; training draws several views of every video, the last of them from other
+videos of its class if a method asks for such partners, evaluation a fixed grid of clips. Everything here is a pure function of its arguments (NumPy only), so that sampling can be
 repeated exactly, tested without video files, and decided before anything is read.
 
 Windows are (y, x, height, width) in pixels of the stored frame. Their sides never exceed the
@@ -28,6 +28,7 @@ class ClipSettings:
       stride: distance between sampled frames, in stored frames.
       stride_jitter: the stride of each view is drawn from stride +- this, never below 1.
       views: views per video, V.
+      partners: how many of them, the last, show other videos; these start where they like in any mode.
       mode: "two_clips": every view starts where it likes; "same_clip": all views show the same
         frames (and differ in window and flip); "offset": views after the first start at most
         `max_offset` frames away from the first one's start.
@@ -45,6 +46,7 @@ class ClipSettings:
     stride: int = 2
     stride_jitter: int = 0
     views: int = 2
+    partners: int = 0
     mode: str = "two_clips"
     max_offset: int = 0
     canvas: int = 128
@@ -58,12 +60,17 @@ class ClipSettings:
             ("stride", 1),
             ("stride_jitter", 0),
             ("views", 1),
+            ("partners", 0),
             ("max_offset", 0),
             ("canvas", 1),
         ):
             value = getattr(self, field)
             if value != int(value) or value < least:
                 raise UserError(f"clips: {field}={value} must be a whole number, {least} or more")
+        if self.partners >= self.views:
+            raise UserError(
+                f"clips: partners={self.partners} of views={self.views}; the first view shows the video"
+            )
         if self.mode not in MODES:
             raise names.unknown("clip mode", self.mode, MODES)
         low, high = self.area
@@ -99,7 +106,11 @@ def short_video_share(split, settings: ClipSettings) -> float:
 
 
 def sample_train(
-    rng: np.random.Generator, num_frames: int, height: int, width: int, settings: ClipSettings
+    rng: np.random.Generator,
+    num_frames: int | np.ndarray,
+    height: int | np.ndarray,
+    width: int | np.ndarray,
+    settings: ClipSettings,
 ) -> TrainSample:
     """Draws the training views of one video.
 
@@ -110,7 +121,7 @@ def sample_train(
 
     Args:
       rng: consumed; the same generator state gives the same views.
-      num_frames: frames stored, 1 or more.
+      num_frames: frames stored, 1 or more; as the next two, one number or one for each view (V,).
       height: of the stored frames, in pixels.
       width: of the stored frames, in pixels.
       settings: see `ClipSettings`.
@@ -121,8 +132,9 @@ def sample_train(
     # One row of uniform numbers for each view: what a view sees does not depend on how many follow
     # it, and switching one thing off leaves the others as they were.
     uniform = rng.random((settings.views, 8))
+    own = settings.views - settings.partners
     if settings.mode == "same_clip":
-        uniform[:, :2] = uniform[0, :2]
+        uniform[:own, :2] = uniform[0, :2]
     u_stride, u_start, u_offset, u_area, u_ratio, u_top, u_left, u_flip = uniform.T
 
     slowest = max(1, settings.stride - settings.stride_jitter)
@@ -131,10 +143,11 @@ def sample_train(
     starts = _whole(u_start, 0, last_start)
     if settings.mode == "offset":
         offsets = _whole(u_offset, -settings.max_offset, settings.max_offset)
-        starts[1:] = np.clip(starts[0] + offsets[1:], 0, last_start[1:])
-    frames = (starts[:, None] + strides[:, None] * np.arange(settings.frames)) % num_frames
+        starts[1:own] = np.clip(starts[0] + offsets[1:own], 0, last_start[1:own])
+    frames = starts[:, None] + strides[:, None] * np.arange(settings.frames)
+    frames %= np.reshape(num_frames, (-1, 1))
 
-    side = min(height, width)
+    side = np.minimum(height, width)
     (least, most), (narrowest, widest) = settings.area, np.log(settings.ratio)
     area = least + u_area * (most - least)
     ratio = np.exp(narrowest + u_ratio * (widest - narrowest))

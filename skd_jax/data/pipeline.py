@@ -81,6 +81,7 @@ class BatchPlan:
       window: int32 (b, V, 4), (y, x, height, width) in the stored frame.
       flip: bool (b, V).
       key: uint32 (b, 2), for what the device draws at random.
+      source: int64 (b, V), row of the video that each view shows: `row`, or a partner's.
     """
 
     row: np.ndarray
@@ -89,6 +90,7 @@ class BatchPlan:
     window: np.ndarray
     flip: np.ndarray
     key: np.ndarray
+    source: np.ndarray
 
 
 @functools.lru_cache(maxsize=2)
@@ -128,15 +130,19 @@ def train_plan(
     """What this process reads for training step `step`: a pure function of its arguments.
 
     Process p holds positions p, p + process_count, ... of the global batch; what is drawn for a
-    video depends on (seed, epoch, the video's key) alone.
+    video, its partners too, depends on (seed, epoch, the video's key) alone.
     """
     epoch, row = train_rows(step, batch_size, len(split.labels), seed)
     mine = slice(process_index, None, process_count)
-    key, samples = [], []
+    key, samples, source = [], [], []
     for e, r in zip(epoch[mine].tolist(), row[mine].tolist(), strict=True):
         rng = np.random.default_rng([1, seed, e, int(split.key[r])])
         key.append(rng.integers(2**32, size=2, dtype=np.uint32))
-        samples.append(clips_lib.sample_train(rng, *_shape(split, r), settings))
+        shown = np.full(settings.views, r)
+        if settings.partners:
+            shown[-settings.partners :] = train_partners(split, r, settings.partners, seed, e)
+        source.append(shown)
+        samples.append(clips_lib.sample_train(rng, *_shape(split, shown), settings))
     return BatchPlan(
         row=row[mine],
         mask=np.ones(len(samples), bool),
@@ -144,7 +150,25 @@ def train_plan(
         window=np.stack([s.window for s in samples]),
         flip=np.stack([s.flip for s in samples]),
         key=np.stack(key),
+        source=np.stack(source),
     )
+
+
+def train_partners(split, row: int, count: int, seed: int, epoch: int) -> np.ndarray:
+    """Other training videos of a video's class, drawn anew in every epoch.
+
+    All are different where the class has as many others, else some repeat; a video that is alone in
+    its class is its own partner.
+
+    Returns:
+      int64 (count,), rows of the split.
+    """
+    others = np.flatnonzero(split.labels == split.labels[row])
+    others = others[others != row]
+    if not len(others):
+        return np.full(count, row)
+    rng = np.random.default_rng([2, seed, epoch, int(split.key[row])])
+    return rng.choice(others, size=count, replace=len(others) < count)
 
 
 def train_batches(
@@ -175,7 +199,8 @@ def train_batches(
         "clips": uint8 (b, V, T, S, S, 3), each window in the top left corner of its canvas, zeros
           beside it;
         "size": int32 (b, V, 2), height and width of the windows;
-        "flip": bool (b, V); "label": int32 (b,); "index": int32 (b,), row in the split;
+        "flip": bool (b, V); "label": int32 (b,), of all views; "index": int32 (b,), row in the
+          split of the video that the views show which are no partners';
         "key": uint32 (b, 2), a hash of (seed, epoch, video).
 
     Raises:
@@ -222,7 +247,7 @@ def eval_plan(
     position = step * batch_size + np.arange(process_index, batch_size, process_count)
     mask = position < len(split.labels)
     row = np.where(mask, position, 0)
-    samples = [sample(*_shape(split, r)) for r in row]
+    samples = [sample(*map(int, _shape(split, r))) for r in row]
     frames = np.stack([s[0] for s in samples])
     return BatchPlan(
         row=row,
@@ -231,6 +256,7 @@ def eval_plan(
         window=np.stack([s[1] for s in samples]),
         flip=np.zeros(frames.shape[:2], bool),
         key=np.zeros((len(row), 2), np.uint32),
+        source=np.repeat(row[:, None], frames.shape[1], axis=1),
     )
 
 
@@ -302,10 +328,11 @@ def eval_batches(
     return _Batches(split, plans, shape, canvas, threads, masked=True)
 
 
-def _shape(split, row: int) -> tuple[int, int, int]:
-    """Number of frames, height and width of a video."""
+def _shape(split, row: int | np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Number of frames, height and width of a video, or of several."""
     num_frames = split.first_frame[row + 1] - split.first_frame[row]
-    return int(num_frames), int(split.height[row]), int(split.width[row])
+    # Unsigned or small integers would wrap around in the arithmetic of clips.
+    return tuple(np.asarray(x, np.int64) for x in (num_frames, split.height[row], split.width[row]))
 
 
 def _check(split, canvas: int, batch_size: int, process_index: int, process_count: int) -> None:
@@ -405,8 +432,16 @@ def _encoded(split, plans, pending, failures, stop) -> Iterator[tuple[np.ndarray
                     return
                 pending.append(plan)
                 data = np.empty(plan.frames.shape, object)
-                for i, video in enumerate(pool.map(_reader(split), plan.row, plan.frames)):
-                    data[i] = video
+                # Views of one video are read together: they share frames.
+                parts = [
+                    (i, shown == row)
+                    for i, shown in enumerate(plan.source)
+                    for row in np.unique(shown)
+                ]
+                rows = [plan.source[part][0] for part in parts]
+                frames = [plan.frames[part] for part in parts]
+                for part, video in zip(parts, pool.map(_reader(split), rows, frames), strict=True):
+                    data[part] = video
                 yield data.reshape(-1, data.shape[-1]), plan.window.reshape(-1, 4)
     except Exception as error:  # noqa: BLE001, raised again where the batches are consumed
         failures.append(error)
@@ -488,9 +523,10 @@ def _read_ranges(path: str, begin: list[int], length: list[int]) -> list[bytes]:
 def _decoding_error(split, plan: BatchPlan, error: Exception) -> UserError:
     """Finds the frame of the batch that cannot be decoded."""
     read = _reader(split)
-    for row, frames, windows in zip(plan.row, plan.frames, plan.window, strict=True):
-        shard = split.shard_paths[split.shard[row]]
-        for view, data, window in zip(frames, read(row, frames), windows, strict=True):
+    for rows, frames, windows in zip(plan.source, plan.frames, plan.window, strict=True):
+        for row, view, window in zip(rows, frames, windows, strict=True):
+            shard = split.shard_paths[split.shard[row]]
+            (data,) = read(row, view[None])
             for frame, image in zip(view, data, strict=True):
                 try:
                     _decode_frame(image, window)

@@ -6,9 +6,11 @@ say whose batch they see. A gradient is stopped only where the loss is defined b
 
 One file for each kind: `labels` (predictions), `vectors` (embeddings), `maps` and `features` (maps of
 one example in two networks), `relations` (examples of a batch), `contrastive` (against a memory),
-`sparse` (sparse codes).
+`sparse` (sparse codes), `targets` (distributions to be distilled), `batches` (examples compared
+with each other).
 """
 
+from skd_jax.losses.batches import batch_ensemble, maximum_mean_discrepancy
 from skd_jax.losses.contrastive import noise_contrastive
 from skd_jax.losses.features import (
     class_similarity,
@@ -33,12 +35,14 @@ from skd_jax.losses.sparse import (
     reconstruction_error,
     resize_mean,
 )
+from skd_jax.losses.targets import probability_distillation, progressive_targets, virtual_teacher
 from skd_jax.losses.vectors import NORM_EPSILON, cosine, normalise, siamese_similarity
 
 __all__ = [
     "NORM_EPSILON",
     "attention_map",
     "attention_transfer",
+    "batch_ensemble",
     "class_similarity",
     "cosine",
     "cross_entropy",
@@ -47,6 +51,7 @@ __all__ = [
     "image_labels",
     "layer_attention",
     "masked_hint",
+    "maximum_mean_discrepancy",
     "mean_response",
     "noise_contrastive",
     "normalise",
@@ -55,6 +60,8 @@ __all__ = [
     "pixel_labels",
     "pool_to_common",
     "probabilistic_transfer",
+    "probability_distillation",
+    "progressive_targets",
     "reconstruction_error",
     "relational_angles",
     "relational_distances",
@@ -62,4 +69,5 @@ __all__ = [
     "siamese_similarity",
     "similarity_preserving",
     "soft_label_distillation",
+    "virtual_teacher",
 ]

@@ -13,16 +13,21 @@ import flax.linen as nn
 from skd_jax import names as _names
 from skd_jax.errors import UserError
 from skd_jax.methods.attention import AT
+from skd_jax.methods.bake import BAKE
 from skd_jax.methods.base import Method
 from skd_jax.methods.byot import BYOT
 from skd_jax.methods.crd import CRD
+from skd_jax.methods.cs_kd import CSKD
+from skd_jax.methods.ddgsd import DDGSD
 from skd_jax.methods.dks import DKS
 from skd_jax.methods.fitnet import NFD, FitNet
 from skd_jax.methods.frskd import FRSKD
 from skd_jax.methods.hsakd import HSAKD
 from skd_jax.methods.icsd import ICSD
 from skd_jax.methods.kd import KD, TfKDSelf
+from skd_jax.methods.label_smoothing import LabelSmoothing
 from skd_jax.methods.mixskd import MixSKD
+from skd_jax.methods.ps_kd import PSKD
 from skd_jax.methods.relational import PKT, RKD, SP
 from skd_jax.methods.sad import SAD
 from skd_jax.methods.skd_srl import SKDSRL
@@ -30,20 +35,27 @@ from skd_jax.methods.srd import SRD
 from skd_jax.methods.srm import SRM
 from skd_jax.methods.sskd import SSKD
 from skd_jax.methods.supervised import Supervised
+from skd_jax.methods.teaching_yourself import TeachingYourself
+from skd_jax.methods.tf_kd_reg import TfKDReg
 
 _METHODS: dict[str, type[Method]] = {
     "at": AT,
+    "bake": BAKE,
     "byot": BYOT,
     "crd": CRD,
+    "cs_kd": CSKD,
+    "ddgsd": DDGSD,
     "dks": DKS,
     "fitnet": FitNet,
     "frskd": FRSKD,
     "hsakd": HSAKD,
     "icsd": ICSD,
     "kd": KD,
+    "label_smoothing": LabelSmoothing,
     "mixskd": MixSKD,
     "nfd": NFD,
     "pkt": PKT,
+    "ps_kd": PSKD,
     "rkd": RKD,
     "sad": SAD,
     "skd_srl": SKDSRL,
@@ -52,6 +64,8 @@ _METHODS: dict[str, type[Method]] = {
     "srm": SRM,
     "sskd": SSKD,
     "supervised": Supervised,
+    "teaching_yourself": TeachingYourself,
+    "tf_kd_reg": TfKDReg,
     "tf_kd_self": TfKDSelf,
 }
 

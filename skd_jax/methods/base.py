@@ -55,6 +55,19 @@ class Method:
         raise NotImplementedError
 
     @property
+    def partners(self) -> int:
+        """How many of the views, the last ones, show other training videos of the same class.
+
+        A video that is alone in its class is its own partner.
+        """
+        return 0
+
+    @property
+    def needs_validation(self) -> bool:
+        """Whether `after_evaluation` does anything, and so whether training needs evaluations."""
+        return False
+
+    @property
     def constant_lr(self) -> tuple[str, ...]:
         """Networks whose learning rate stays at its peak instead of following the schedule."""
         return ()
@@ -117,7 +130,8 @@ class Method:
 
         Args:
           variables: as `init` returns them.
-          batch: "clips" (B, V, T, H, W, 3) float, normalised; "label" (B,) int32.
+          batch: "clips" (B, V, T, H, W, 3) float, normalised; "label" (B,) int32; "index" (B,)
+            int32, row of the video in the training split.
           state: as `init_state` returns it.
           rng: key for dropout and the like.
           progress: share of training done, in [0, 1].
@@ -129,7 +143,15 @@ class Method:
         raise NotImplementedError
 
     def after_evaluation(self, state: PyTree, variables: PyTree, improved: bool) -> PyTree:
-        """State after an evaluation on the validation split; unchanged here."""
+        """State after an evaluation on the validation split; unchanged here.
+
+        Called where `needs_validation`, on every replica as the step is, and so a pure function.
+
+        Args:
+          state: as `init_state` returns it.
+          variables: those that were judged: the moving averages where they are kept.
+          improved: whether this is the best evaluation so far.
+        """
         del variables, improved
         return state
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from skd_jax import losses
 from skd_jax.errors import UserError
-from skd_jax.methods import base, diagnostics
+from skd_jax.methods import base, diagnostics, past
 from skd_jax.models import heads
 
 
@@ -51,6 +51,8 @@ class SKDSRL(base.Method):
       predictor_hidden: width of the predictor's bottleneck; 0 takes a quarter of projector_out.
       views_together: both views pass through BatchNorm as one batch; False is a pass per view.
       label_smoothing: of L_ce.
+      past_teacher: weight of a further term, the divergence from the best past model's soft labels
+        at T, as in the authors' Teaching Yourself; 0 leaves it out. See `past`.
     """
 
     temperature: float = 10.0
@@ -65,6 +67,7 @@ class SKDSRL(base.Method):
     predictor_hidden: int = 128
     views_together: bool = False
     label_smoothing: float = 0.0
+    past_teacher: float = 0.0
 
     def __post_init__(self):
         super().__post_init__()
@@ -72,6 +75,8 @@ class SKDSRL(base.Method):
             raise UserError(f"method.projector_out must be at least 1, got {self.projector_out}")
         if self.temperature <= 0:
             raise UserError(f"method.temperature must be positive, got {self.temperature}")
+        if self.past_teacher < 0:
+            raise UserError(f"method.past_teacher must not be negative, got {self.past_teacher}")
 
     @property
     def num_views(self) -> int:
@@ -80,6 +85,16 @@ class SKDSRL(base.Method):
     @property
     def constant_lr(self) -> tuple[str, ...]:
         return ("predictor",) if self.use_predictor and self.constant_predictor_lr else ()
+
+    @property
+    def needs_validation(self) -> bool:
+        return self.past_teacher > 0
+
+    def init_state(self, variables):
+        return past.start(variables) if self.past_teacher > 0 else {}
+
+    def after_evaluation(self, state, variables, improved):
+        return past.swap(state, variables, improved) if self.past_teacher > 0 else state
 
     def _heads(self, bn_axis: str | None) -> dict:
         options = {"dtype": self.model.dtype, "axis_name": bn_axis}
@@ -158,4 +173,10 @@ class SKDSRL(base.Method):
             "projection_std": projection_std,
             "projection_rank": projection_rank,
         }
+        if self.past_teacher > 0:
+            loss_past = past.distil(
+                self, state, batch["clips"], outputs.logits, self.temperature, self.scale_by_t2
+            )
+            loss = loss + self.past_teacher * loss_past
+            metrics |= {"loss": loss, "loss_past": loss_past}
         return loss, (metrics, stats, state)

@@ -110,6 +110,33 @@ def test_offset_bounds_the_distance_of_starts():
     assert set(away) == set(range(-3, 4))
 
 
+@pytest.mark.parametrize("mode", clips.MODES)
+def test_partners_are_drawn_in_their_own_video_and_change_no_other_view(mode):
+    settings = {"mode": mode, "max_offset": 3, "stride_jitter": 1}
+    for seed in range(20):
+        alone = draw(300, seed=seed, views=2, **settings)
+        chosen = ClipSettings(views=4, partners=2, **settings)
+        lengths, heights, widths = np.array([(300, 128, 171)] * 2 + [(40, 64, 50), (9, 30, 90)]).T
+        sample = sample_train(np.random.default_rng(seed), lengths, heights, widths, chosen)
+        for name in ("frames", "window", "flip"):
+            np.testing.assert_array_equal(getattr(sample, name)[:2], getattr(alone, name), name)
+        assert (sample.frames.max(1) < lengths).all()
+        for window, height, width in zip(sample.window[2:], heights[2:], widths[2:], strict=True):
+            assert_inside(window[None], height, width)
+
+
+def test_partners_start_where_they_like():
+    starts = []
+    for seed in range(300):
+        same = ClipSettings(views=3, partners=1, mode="same_clip", stride=1, frames=4)
+        sample = sample_train(np.random.default_rng(seed), 40, 8, 8, same)
+        assert sample.frames[0].tolist() == sample.frames[1].tolist()
+        starts.append((sample.frames[0, 0], sample.frames[2, 0]))
+    first, partner = np.array(starts).T
+    assert set(partner.tolist()) == set(range(37))
+    assert abs(np.corrcoef(first, partner)[0, 1]) < 0.2
+
+
 def test_stride_jitter_draws_every_stride_of_every_view():
     strides = [
         np.diff(draw(300, seed=s, stride=2, stride_jitter=3).frames[:, :2]) for s in range(200)

@@ -92,10 +92,10 @@ def assert_equal(ours, theirs):
 
 def assert_pixels(clips, videos, plan):
     """Each view shows what Pillow decodes, in its window; zeros beside it."""
-    for b, row in enumerate(plan.row):
+    for b, rows in enumerate(plan.source):
         for v, (y, x, h, w) in enumerate(plan.window[b]):
             for t, frame in enumerate(plan.frames[b, v]):
-                image = Image.open(io.BytesIO(videos[row][frame])).convert("RGB")
+                image = Image.open(io.BytesIO(videos[rows[v]][frame])).convert("RGB")
                 whole = np.asarray(image)[y : y + h, x : x + w]
                 shown = clips[b, v, t]
                 # At the window's rim libjpeg lacks the neighbours it interpolates colour from.
@@ -122,6 +122,61 @@ def test_train_batch_holds_what_its_plan_says(data):
         assert batch["label"].tolist() == [row % 3 for row in plan.row]
         assert batch["index"].tolist() == plan.row.tolist()
         assert_pixels(batch["clips"], videos, plan)
+
+
+PARTNERS = dataclasses.replace(CLIPS, views=4, partners=2)
+
+
+def test_partners_are_other_videos_of_the_class(data):
+    split, videos = data
+    for step, batch in enumerate(take(split, 3, PARTNERS)):
+        plan = pipeline.train_plan(split, PARTNERS, step, batch_size=4, seed=3)
+        assert batch["clips"].shape == (4, 4, 4, CANVAS, CANVAS, 3)
+        for row, shown in zip(plan.row.tolist(), plan.source.tolist(), strict=True):
+            # Three videos a class: rows 0, 3, 6 and so on.
+            assert shown[:2] == [row, row]
+            assert sorted(shown[1:]) == [row % 3, row % 3 + 3, row % 3 + 6]
+        assert_pixels(batch["clips"], videos, plan)
+
+
+def test_partners_change_with_the_epoch_and_leave_the_own_views_as_they_are(data):
+    split, _ = data
+    drawn = {epoch: pipeline.train_partners(split, 0, 2, 3, epoch).tolist() for epoch in range(20)}
+    assert {tuple(rows) for rows in drawn.values()} == {(3, 6), (6, 3)}
+    assert pipeline.train_partners(split, 0, 2, 3, 7).tolist() == drawn[7]
+    options = {"batch_size": 4, "seed": 3}
+    for step in range(5):
+        alone = pipeline.train_plan(split, CLIPS, step, **options)
+        plan = pipeline.train_plan(split, PARTNERS, step, **options)
+        np.testing.assert_array_equal(plan.row, alone.row)
+        np.testing.assert_array_equal(plan.key, alone.key)
+        for name in ("frames", "window", "flip"):
+            own = getattr(plan, name)[:, :2]
+            np.testing.assert_array_equal(own, getattr(alone, name), name)
+
+
+def test_partners_of_a_small_class(data):
+    """One other video is every partner; without any, the video is its own."""
+    split, _ = data
+    lonely = dataclasses.replace(split, labels=np.array([0, 1, 1, 2, 2, 2, 2, 2, 2], np.int32))
+    assert pipeline.train_partners(lonely, 0, 3, 0, 0).tolist() == [0, 0, 0]
+    assert pipeline.train_partners(lonely, 1, 3, 0, 0).tolist() == [2, 2, 2]
+    for epoch in range(10):
+        five = pipeline.train_partners(lonely, 5, 5, 0, epoch)
+        assert sorted(five.tolist()) == [3, 4, 6, 7, 8]
+    take(lonely, 2, PARTNERS)
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_processes_and_resumed_runs_draw_the_same_partners(data, processes):
+    split, _ = data
+    alone = take(split, 4, PARTNERS)
+    for p in range(processes):
+        mine = take(
+            split, 2, PARTNERS, start_step=2, process_index=p, process_count=processes, threads=1
+        )
+        for ours, whole in zip(mine, alone[2:], strict=True):
+            assert_equal(ours, {name: value[p::processes] for name, value in whole.items()})
 
 
 @pytest.mark.parametrize("processes", [2, 4])
@@ -197,8 +252,9 @@ def test_evaluation_counts_every_video_once(data, processes):
             for i in np.flatnonzero(batch["mask"]):
                 row = batch["index"][i]
                 frames, window = sample_test(LENGTHS[row], *SHAPES[row % 3], **sampling)
+                source = np.full((1, 6), row)
                 plan = pipeline.BatchPlan(
-                    np.array([row]), None, frames[None], window[None], None, None
+                    source[:, 0], None, frames[None], window[None], None, None, source
                 )
                 assert_pixels(batch["clips"][i : i + 1], videos, plan)
     assert sorted(seen) == list(range(9))
@@ -231,6 +287,17 @@ def test_a_corrupt_frame_is_named(damaged):
     clips = dataclasses.replace(CLIPS, frames=41, stride=1)  # every frame of the video
     with pytest.raises(UserError, match=r"00001-of-00002: frame 10 of video 'c/video5' cannot be"):
         take(damaged, 3, clips)
+
+
+def test_a_corrupt_frame_of_a_partner_is_named(damaged):
+    with open(damaged.shard_paths[1], "r+b") as file:
+        for frame in range(LENGTHS[8]):
+            file.seek(damaged.frame_begin[damaged.first_frame[8] + frame])
+            file.write(b"\0" * 8)
+    plans = [pipeline.train_plan(damaged, PARTNERS, s, batch_size=1, seed=3) for s in range(9)]
+    step = next(s for s, plan in enumerate(plans) if 8 in plan.source and plan.row[0] != 8)
+    with pytest.raises(UserError, match=r"00001-of-00002: frame \d+ of video 'c/video8' cannot be"):
+        take(damaged, 1, PARTNERS, batch_size=1, start_step=step)
 
 
 def test_a_truncated_shard_is_named(damaged):

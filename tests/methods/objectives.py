@@ -1,0 +1,57 @@
+"""What the tests of several methods share: running a loss on the tiny classifier, and its passes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tests.fakes import Normed
+
+
+def evaluate(method, variables, batch, state=None, progress=0.0, axis_name=None):
+    """(loss, metrics, batch_stats, state) of a batch, compiled."""
+    state = method.init_state(variables) if state is None else state
+    run = jax.jit(
+        lambda v, s: method.loss(v, batch, s, jax.random.key(1), jnp.float32(progress), axis_name)
+    )
+    loss, (metrics, stats, state) = run(variables, state)
+    return loss, metrics, stats, state
+
+
+def gradient(method, variables, batch, state=None, progress=0.0):
+    """{network: tree} of the loss in the parameters."""
+    state = method.init_state(variables) if state is None else state
+
+    def loss(params):
+        found = {**variables, "params": params}
+        return method.loss(found, batch, state, jax.random.key(1), jnp.float32(progress), None)[0]
+
+    return jax.jit(jax.grad(loss))(variables["params"])
+
+
+def passes(variables, clips, together):
+    """Logits (B, V, K), embeddings (B, V, D) and statistics of `Normed` in training mode, NumPy."""
+    own = {collection: trees["model"] for collection, trees in variables.items()}
+    videos, views = clips.shape[:2]
+    batches = [clips.reshape(-1, *clips.shape[2:])] if together else list(clips.swapaxes(0, 1))
+    outputs = []
+    for batch in batches:
+        out, updated = Normed().apply(own, batch, train=True, mutable=["batch_stats"])
+        own |= updated
+        outputs.append(out)
+    found = [
+        np.stack([np.asarray(getattr(out, name), np.float64) for out in outputs], axis=1)
+        for name in ("logits", "embedding")
+    ]
+    if together:
+        found = [x.reshape(videos, views, -1) for x in found]
+    return (*found, {"model": own["batch_stats"]})
+
+
+def largest(tree):
+    """Largest magnitude in a tree."""
+    return max(float(abs(x).max()) for x in jax.tree.leaves(tree))
+
+
+def close(got, want, rtol=1e-3, atol=1e-5):
+    """All leaves of two trees alike."""
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=atol), got, want)
