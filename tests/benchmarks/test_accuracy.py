@@ -9,6 +9,7 @@ import pytest
 from benchmarks import accuracy, accuracy_run, accuracy_table
 from skd_jax.errors import UserError
 from tests import tiny
+from tests.fakes import quick_compilation  # noqa: F401  a fixture
 
 RNG = np.random.default_rng(0)
 
