@@ -2,8 +2,8 @@
 
     python -m benchmarks.convolutions
 
-For the convolutions of R3D-18 and R(2+1)D-18 at 8 x 112 x 112 and a batch of 4, each form of `skd_jax/models/folded.py`
-and the plain 3-D convolution, forward, towards the clips and towards the kernel; `forward_form`,
+For the convolutions of R3D-18 and R(2+1)D-18 at 8 x 112 x 112 and a batch of 4, each form of `skd_jax/models/folded.py`,
+oneDNN's convolution (`direct`) and the plain 3-D one, forward, towards the clips and towards the kernel; `forward_form`,
 `clip_gradient_form` and `conv3d.choose_lowering` hold what came out quickest on two CPU cores. The
 quickest of several runs counts. GFLOP/s of the convolution as written stand behind the times.
 """
@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from skd_jax import memory
-from skd_jax.models import conv3d, folded
+from skd_jax.models import conv3d, direct, folded, onednn
 
 # name: clips, kernel, strides, padding
 CASES = {
@@ -38,6 +38,7 @@ FORMS = {
     "spread": folded.spread,
     "phased": folded.phased,
     "over_time": folded.over_time,
+    "direct": direct.direct,
     "plain": PLAIN,
 }
 
@@ -46,6 +47,8 @@ def able(form, kernel_shape, strides):
     """Whether a form can compute such a convolution, and is another than the rest."""
     if form == "over_time":
         return kernel_shape[1:3] == (1, 1)
+    if form == "direct":
+        return onednn.available()
     if form == "phased":
         return strides[1:] != (1, 1)
     return form != "spread" or kernel_shape[0] > 1
