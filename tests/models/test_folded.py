@@ -23,8 +23,8 @@ FORMS = {
 def convolutions(draw):
     """(shape of clips, shape of kernel, strides, padding), small and of any parity."""
     window = [draw(st.integers(1, 4)) for _ in range(3)]
-    # A stride beyond the window: XLA's compiler fails at the gradient of some such convolutions.
-    strides = tuple(draw(st.integers(1, min(k, 3))) for k in window)
+    # With an even window or one below the stride XLA's compiler fails at some of the gradients.
+    strides = tuple(draw(st.integers(1, min(k, 3))) if k % 2 else 1 for k in window)
     padding = tuple(draw(st.integers(0, k // 2)) for k in window)
     size = [draw(st.integers(max(1, k - 2 * p), 7)) for k, p in zip(window, padding, strict=True)]
     # 16 channels and more take another form than few.
