@@ -27,7 +27,9 @@ from skd_jax.models.depthwise import Triple
 # Which form for which convolution: benchmarks/convolutions.py measures them.
 _FEW = 16  # channels
 _WIDE = 128  # channels from which on side by side beats apart
-_POSITIONS = 3200  # of the clip in one product towards the kernel: operands that stay in the cache
+# Positions of the clip in one product towards the kernel: no more than what they see fills these bytes, so
+# that it stays in the cache, but between these bounds.
+_BYTES, _POSITIONS = 8 * 2**20, (1600, 3200)
 
 
 def with_kernel_gradient(forward, clip_gradient):
@@ -192,7 +194,9 @@ def kernel_gradient(
     steps, *size = gradient.shape[1:4]
     stride, pad = strides[0], padding[0]
     x = jnp.pad(x, [(0, 0), (0, 0), *((p, p) for p in padding[1:]), (0, 0)])
-    taps_on_clip = stride > 1 or channels < features or taps == 1
+    # On the gradient, what the spatial taps see is laid out once for all temporal taps. (Narrow stacks of frames
+    # are also slow to slice: the stem's patches took four times as long.)
+    taps_on_clip = stride > 1 or taps == 1 or (kh * kw == 1 and channels < features)
     if taps_on_clip:
         # Output s sees frame s * stride + i of the padded clip through tap i.
         wide, narrow = _pad_frames(x, pad, pad), gradient
@@ -211,14 +215,17 @@ def kernel_gradient(
         return _product(_patches(clip, kernel_shape, strides, size), gradient)
 
     count = narrow.shape[1]
-    if batch * count * math.prod(size) <= _POSITIONS:
+    columns = kh * kw * channels * (taps if taps_on_clip else 1)
+    least, most = _POSITIONS
+    limit = min(most, max(least, _BYTES // (x.dtype.itemsize * columns)))
+    if batch * count * math.prod(size) <= limit:
         total = products(wide, narrow)
     else:
         # Piece by piece: what a product reads is then still in the cache.
         run = next(
             n
             for n in range(count, 0, -1)
-            if not count % n and (n == 1 or n * math.prod(size) <= _POSITIONS)
+            if not count % n and (n == 1 or n * math.prod(size) <= limit)
         )
         pieces = count // run
 

@@ -89,6 +89,6 @@ def test_kernel_gradient_sums_in_float32():
 @pytest.mark.parametrize("strides,features", [((1, 1, 1), 2), ((1, 1, 1), 5), ((2, 1, 1), 3)])
 def test_kernel_gradient_in_pieces(monkeypatch, positions, strides, features):
     """The same whatever number of frames goes into a product; 5 features have the taps on the clip."""
-    monkeypatch.setattr(folded, "_POSITIONS", positions)
+    monkeypatch.setattr(folded, "_POSITIONS", (positions, positions))
     shape, kernel_shape = (2, 6, 5, 3, 3), (3, 3, 2, 3, features)
     assert_agrees(folded.folded, shape, kernel_shape, strides, (1, 1, 0))
