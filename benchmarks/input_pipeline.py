@@ -10,7 +10,8 @@ files. It leaves resizing to the device and so is timed three times: as it stand
 resizing on the same cores as it does for PyAV and decord, which makes the work the same; and with
 the device's own jitted resizing, compiled for the CPU. "Bare" is a loop of
 `tf.io.decode_and_crop_jpeg` over the same frames and windows, already in memory, that keeps
-nothing: the ceiling.
+nothing: the ceiling. "In memory" is `config.data.in_memory=True`, for data sets that fit: the prepared
+frames are decoded once, before the clock starts; what that took in time and memory is printed.
 
 Readers take turns and are compared round by round, so that a machine that slows down slows them
 all. A reader that cannot be loaded is printed as absent. torchcodec needs FFmpeg's shared libraries
@@ -39,6 +40,7 @@ FRAMES, STRIDE, SIZE, STORED, BATCH = 16, 2, 112, 128, 8
 WHOLE = np.array([[0.0, 0.0, 1.0, 1.0]])
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mkv", ".webm")
 OURS, PILLOW, XLA = "skd_jax", "skd_jax + Pillow resize", "skd_jax + XLA resize"
+MEMORY, MEMORY_XLA = "skd_jax, in memory", "  in memory + XLA resize"
 BARE = "bare decode loop"
 
 
@@ -177,12 +179,14 @@ def peer_contender(peer, pool, workers, samples, views):
     return run
 
 
-def our_contender(split, settings, workers, resize):
+def our_contender(split, settings, workers, resize, pixels=None):
     from skd_jax.data import pipeline
     from skd_jax.data.batches import train_batches
 
     def run(seconds, cold):
-        batches = train_batches(split, settings, batch_size=BATCH, seed=0, threads=workers)
+        batches = train_batches(
+            split, settings, batch_size=BATCH, seed=0, threads=workers, pixels=pixels
+        )
         for _ in range(pipeline.PREFETCH + 2):  # what was built up before the clock starts
             resize(next(batches))
         start, done, last = time.perf_counter(), 0, None
@@ -286,6 +290,17 @@ def prepared_split(name, videos, folder, workers):
     return prepared.load_split(folder, "train")
 
 
+def decoded(split, workers):
+    """The split's frames in memory; prints what that took."""
+    from skd_jax.data import in_memory
+
+    start = time.perf_counter()
+    pixels = in_memory.load(split, workers)
+    took = time.perf_counter() - start
+    print(f"In memory: {in_memory.size_in_bytes(split) / 1e9:.2f} GB, decoded in {took:.0f} s")
+    return pixels
+
+
 def compare(title, videos, folder, workers, rounds, seconds):
     """Prepares `videos` in `folder`, times all readers on them and prints a table."""
     from skd_jax.data.batches import train_batches
@@ -334,6 +349,9 @@ def compare(title, videos, folder, workers, rounds, seconds):
         }
         for name, resize in resizes.items():
             contenders[name] = our_contender(split, settings, workers, resize)
+        pixels = decoded(split, workers)
+        for name, resize in ((MEMORY, resizes[OURS]), (MEMORY_XLA, resizes[XLA])):
+            contenders[name] = our_contender(split, settings, workers, resize, pixels)
 
         first = next(train_batches(split, settings, batch_size=BATCH, seed=0))
         same = resizes[PILLOW](first).astype(int)
@@ -341,7 +359,8 @@ def compare(title, videos, folder, workers, rounds, seconds):
             differences[peer] = np.abs(np.concatenate(theirs) - same).mean()
 
         for cold in (False, True):
-            rates = {name: [] for name in contenders if not (cold and name == BARE)}
+            from_files = [n for n in contenders if n not in (BARE, MEMORY, MEMORY_XLA)]
+            rates = {name: [] for name in (from_files if cold else contenders)}
             for _ in range(rounds):
                 for name, column in rates.items():
                     column.append(contenders[name](seconds, cold))
@@ -352,21 +371,20 @@ def compare(title, videos, folder, workers, rounds, seconds):
 def print_table(rates, absent, differences, cold):
     cache = "dropped before every batch or video" if cold else "holds the files"
     print(f"\nPage cache {cache}")
-    heads = ("clips/s", "range", OURS, "+ Pillow", "difference")
-    print(f"{'reader':26}{heads[0]:>9}{heads[1]:>14}{heads[2]:>10}{heads[3]:>10}{heads[4]:>12}")
+    shown = {OURS: OURS, PILLOW: "+ Pillow"} | ({} if cold else {MEMORY: "in memory"})
+    heads = "".join(f"{head:>11}" for head in shown.values())
+    print(f"{'reader':26}{'clips/s':>9}{'range':>14}{heads}{'difference':>12}")
     for name, column in rates.items():
-        ratios = [
-            f"{np.median(np.divide(rates[mine], column)):.2f} x" if mine != name else "-"
-            for mine in (OURS, PILLOW)
-        ]
+        ratios = "".join(
+            f"{np.median(np.divide(rates[mine], column)):9.2f} x" if mine != name else f"{'-':>11}"
+            for mine in shown
+        )
         rate, low, high = (
             f"{value:.0f}" if value >= 100 else f"{value:.1f}"
             for value in (np.median(column), min(column), max(column))
         )
         difference = f"{differences[name]:.1f}" if name in differences else ""
-        print(
-            f"{name:26}{rate:>9}{f'{low}-{high}':>14}{ratios[0]:>10}{ratios[1]:>10}{difference:>12}"
-        )
+        print(f"{name:26}{rate:>9}{f'{low}-{high}':>14}{ratios}{difference:>12}")
     for name, reason in absent.items():
         if reason is not None:
             print(f"{name:26}   absent ({reason})")
@@ -414,7 +432,7 @@ def main():
         f"{len(cores)} cores, {platform.machine()}, Python {platform.python_version()}, "
         f"{', '.join(versions)}\n"
         "clips/s: median of the rounds\n"
-        f"{OURS}, + Pillow: how many times as fast these are, median of the ratios of each round\n"
+        f"{OURS}, + Pillow, in memory: how many times as fast these are, median of the rounds' ratios\n"
         "difference: mean absolute difference (0-255) from skd_jax's pixels, small if frames agree"
     )
 
