@@ -215,6 +215,9 @@ class Checkpoints:
         return _NamedFailures(self._directory)
 
 
+_MISTAKES = (TypeError, AttributeError, AssertionError, UserError)  # none of the disk's
+
+
 class _NamedFailures:
     """Turns what Orbax raises for a full or read-only disk into one clear line."""
 
@@ -225,13 +228,14 @@ class _NamedFailures:
         return self
 
     def __exit__(self, kind, error, _):
-        if error is None or not isinstance(error, Exception):
+        if not isinstance(error, Exception) or isinstance(error, _MISTAKES):
             return False
         full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
         reason = "the disk is full" if full else _first_line(error)
+        advice = "make room" if full else "see that this folder can be written to"
         raise UserError(
             f"cannot save a checkpoint to {self._directory}: {reason}. Earlier checkpoints are "
-            "whole; make room and run the same command again to go on from the last one"
+            f"whole; {advice} and run the same command again to go on from the last one"
         ) from error
 
 

@@ -73,7 +73,7 @@ def ensure_prepared(config: Config, log: Callable[[str], None]) -> str | None:
     name = f"{data['name']}-{prepare.fingerprint(index, storage)[:12]}"
     folder = epath.Path(_absolute(data["prepared"] or os.path.join("prepared", name)))
     for note in index.notes:
-        log(f"note: {note}")
+        log(f"warning: {note}")
     complete = parallel.on_first(
         lambda: prepare.prepare(index, folder, storage, shards=data["shards"] or None, log=log)
     )
@@ -138,7 +138,7 @@ def loop_data(
     clips = settings.clips(config, method.num_views, method.partners)
     short = short_video_share(split, clips)
     if short:
-        log(f"note: {short:.0%} of the training videos are shorter than a clip and loop")
+        log(f"warning: {short:.0%} of the training videos are shorter than a clip and loop")
     validation = None
     if "validation" in prepared.splits(folder):
         held_out = prepared.load_split(folder, "validation")

@@ -35,6 +35,9 @@ class MetricsWriter:
         os.replace(part, path)
         self._file = path.open("a")
         self._events = EventFileWriter(str(Path(folder) / "tensorboard"))
+        # Tells TensorBoard to drop what an interrupted run wrote of the steps that come again.
+        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        self._events.add_event(event_pb2.Event(step=first_step + 1, session_log=start))
 
     def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
         """One row: {"step", "split", **values}; values that are not finite are stored as null."""

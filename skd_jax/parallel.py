@@ -6,6 +6,7 @@ plain tree, batches as the NumPy arrays of this process. Every replica holds a c
 for tables of type `rows.Rows`, of which each holds a part.
 """
 
+import concurrent.futures
 import functools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -278,7 +279,7 @@ def start_processes(
 
 
 def on_first(action: Callable[[], Any]) -> Any:
-    """Runs `action` in process 0 while the others wait for it.
+    """Runs `action` in process 0 while the others wait for it, however long it takes.
 
     Returns:
       What the action returned, in process 0; None in the others.
@@ -287,16 +288,27 @@ def on_first(action: Callable[[], Any]) -> Any:
       UserError: in the other processes, if the action failed, so that none waits for ever.
       Exception: in process 0, whatever the action raised.
     """
-    result = failure = None
-    if jax.process_index() == 0:
-        try:
-            result = action()
-        except Exception as error:  # noqa: BLE001, raised again once the others know
-            failure = error
-    if jax.process_count() > 1:
-        failed = multihost_utils.broadcast_one_to_all(np.int32(failure is not None))
-        if failed and failure is None:
+    if jax.process_count() == 1:
+        return action()
+    if jax.process_index() > 0:
+        while (state := _told(None)) == _WORKING:
+            pass
+        if state == _FAILED:
             raise UserError("process 0 has failed; its own message says why")
-    if failure is not None:
-        raise failure
-    return result
+        return None
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        future = pool.submit(action)
+        # A collective that waits for half an hour is given up on: the others hear every minute.
+        while not concurrent.futures.wait([future], timeout=_HEARTBEAT).done:
+            _told(_WORKING)
+        _told(_FAILED if future.exception() else _DONE)
+    return future.result()
+
+
+_HEARTBEAT = 60.0  # seconds
+_WORKING, _DONE, _FAILED = range(3)
+
+
+def _told(state: int | None) -> int:
+    """What process 0 says; None in the others."""
+    return int(multihost_utils.broadcast_one_to_all(np.int32(state or 0)))

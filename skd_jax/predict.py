@@ -118,6 +118,7 @@ def _clips(path: Path, config: dict[str, Any]) -> tuple[dict[str, np.ndarray], t
             path,
             short_side=data["frame_size"],
             max_fps=data["max_fps"] or None,
+            max_frames=data.get("max_frames") or None,
             threads=0,
             width=data.get("frame_width") or None,
             antialias=data.get("antialias", True),

@@ -230,7 +230,7 @@ def train(
             if compiling:
                 progress.mark()  # the rate is that of the steps, without the compilation
             progress.update(1, steps.note())
-            if stopping and not last:
+            if stopping or (last and termination.asked):
                 checkpoints.wait()
                 log(f"stopped by SIGTERM at step {number}, state saved; the same command goes on")
                 return False
@@ -343,7 +343,7 @@ class _Termination:
     """Notices SIGTERM; under several processes all of them stop at the same step."""
 
     def __init__(self):
-        self._asked = False
+        self.asked = False  # of this process, where it is the only one
 
     def __enter__(self):
         if jax.process_count() == 1:
@@ -362,7 +362,7 @@ class _Termination:
         if jax.process_count() > 1:
             # JAX's coordinator hears the signal of any process and names one step for all.
             return multihost_utils.reached_preemption_sync_point(number)
-        return self._asked
+        return self.asked
 
     def _ask(self, *_):
-        self._asked = True
+        self.asked = True

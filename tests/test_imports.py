@@ -113,3 +113,18 @@ def test_the_loop_runs_where_tensorflow_is_not_installed(tmp_path):
     assert step == 2 and flat["step"] == 2
     assert flat["params.model.fc.kernel"].shape == (32, 3)
     assert list((tmp_path / "tensorboard").iterdir())
+
+
+def test_modules_are_found_from_the_package_alone():
+    """As the docstrings write it; in a process of its own, where nothing has imported them yet."""
+    code = (
+        "import sys, skd_jax\n"
+        "assert 'jax' not in sys.modules\n"
+        "assert 'models' in dir(skd_jax)\n"
+        "assert 'r3d_18' in skd_jax.models.names() and 'skd_srl' in skd_jax.methods.names()\n"
+        "assert skd_jax.losses.cross_entropy\n"
+        "try:\n    skd_jax.modles\nexcept AttributeError as error:\n    print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "'skd_jax' has no attribute 'modles'" in done.stdout

@@ -5,6 +5,7 @@ import signal
 import socket
 import time
 
+import jax
 import numpy as np
 import pytest
 
@@ -57,6 +58,10 @@ def test_training_leaves_results_and_says_where(trained):
     assert sum(entry["videos"] for entry in results["per_class"].values()) == 16
     assert np.sum(results["confusion"]) == 16
     assert results["top1"] == np.trace(results["confusion"]) / 16
+    info = prepared.load_info(workdir.parent / "prepared")
+    assert results["data"]["fingerprint"] == info["fingerprint"]
+    assert results["split_source"] and results["seed"] == 0
+    assert results["versions"]["jax"] == jax.__version__
     for name in ("curves.png", "confusion_test.png"):
         assert (workdir / name).read_bytes().startswith(b"\x89PNG"), name
     for words in (
@@ -248,6 +253,8 @@ def test_mistyped_commands_answer_in_one_line(arguments, words):
     assert status != 0
     assert words in output
     assert "Traceback" not in output
+    if "error: " in output:  # what absl's flags say of themselves takes more
+        assert output.strip().splitlines()[-1].startswith("error: "), output
 
 
 def test_models_are_listed_in_columns(monkeypatch):

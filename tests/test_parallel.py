@@ -8,6 +8,7 @@ import functools
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -323,6 +324,48 @@ def test_first_process_result_and_failure_when_alone():
     assert parallel.on_first(lambda: 7) == 7
     with pytest.raises(KeyError):
         parallel.on_first(lambda: {}["missing"])
+
+
+def processes(monkeypatch, index, said):
+    """Makes this process number `index` of two; what process 0 tells goes to or comes from `said`."""
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(jax, "process_index", lambda: index)
+
+    def broadcast(value):
+        if index:
+            return said.pop(0)
+        said.append(int(value))
+        return value
+
+    monkeypatch.setattr(parallel.multihost_utils, "broadcast_one_to_all", broadcast)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_others_wait_for_the_first_process_however_long_it_takes(monkeypatch, fails):
+    """In short waits, since a collective gives up after half an hour."""
+    said = []
+    monkeypatch.setattr(parallel, "_HEARTBEAT", 0.01)
+    with monkeypatch.context() as first:
+        processes(first, 0, said)
+
+        def action():
+            while len(said) < 3:
+                time.sleep(0.001)
+            return {}["missing"] if fails else 7
+
+        if fails:
+            with pytest.raises(KeyError):
+                parallel.on_first(action)
+        else:
+            assert parallel.on_first(action) == 7
+    assert len(said) >= 4 and set(said[:-1]) == {said[0]} != {said[-1]}
+    processes(monkeypatch, 1, said)
+    if fails:
+        with pytest.raises(UserError, match="process 0 has failed"):
+            parallel.on_first(lambda: pytest.fail("ran in the second process"))
+    else:
+        assert parallel.on_first(lambda: pytest.fail("ran in the second process")) is None
+    assert not said
 
 
 if __name__ == "__main__":

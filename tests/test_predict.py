@@ -9,9 +9,10 @@ from skd_jax.errors import UserError
 from tests import tiny
 
 
-def test_predict_and_evaluate_see_the_same_clips(tmp_path):
+@pytest.mark.parametrize("max_frames", [0, 6])
+def test_predict_and_evaluate_see_the_same_clips(tmp_path, max_frames):
     """Two ways to a video's clips: from the file itself, and from the stored JPEG frames."""
-    config = tiny.config(tmp_path)
+    config = tiny.config(tmp_path, data__max_frames=max_frames)
     split = prepared.load_split(datasets.ensure_prepared(config, print), "test")
     compared = 0
     for batch in datasets.eval_batches(config, split, clips=2, crops=1):

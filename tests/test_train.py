@@ -1,7 +1,12 @@
 """The loop: what it does when the numbers go wrong, and the averaged weights."""
 
 import json
+import os
+import re
+import signal
 
+import flax.linen as nn
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -10,6 +15,7 @@ from skd_jax import checkpoint, methods, metrics, parallel, train
 from skd_jax.augment import AugmentSettings
 from skd_jax.errors import UserError
 from skd_jax.methods.supervised import Supervised
+from skd_jax.models import Outputs
 from tests import fakes
 from tests.fakes import quick_compilation  # noqa: F401  a fixture
 
@@ -132,6 +138,49 @@ def test_without_validation_the_last_checkpoint_counts(tmp_path):
     assert run(tmp_path, data=train.Data(batches, None, names))
     checkpoints = checkpoint.Checkpoints(tmp_path / "checkpoints")
     assert checkpoints.best() is None and checkpoints.steps() == [6, 8]
+
+
+def test_a_signal_during_the_last_evaluation_stops_before_the_test(tmp_path):
+    evaluations = []
+
+    def signalling():
+        evaluations.append(len(evaluations))
+        if len(evaluations) == 2:  # at the last step
+            os.kill(os.getpid(), signal.SIGTERM)
+        return validation()
+
+    lines = []
+    assert not run(tmp_path, data=train.Data(batches, signalling, names), log=lines.append)
+    assert "stopped by SIGTERM at step 8, state saved" in lines[-1]
+    assert run(tmp_path)
+
+
+class Collapsed(fakes.Normed):
+    """The same embedding whatever the clip."""
+
+    @nn.compact
+    def __call__(self, clips, train: bool = False):
+        logits = nn.Dense(self.num_classes, name="fc")(clips.reshape(clips.shape[0], -1))
+        return Outputs(logits, jnp.ones((clips.shape[0], 6)), (clips,))
+
+
+def test_a_collapse_is_told_once_and_the_progress_line_shows_losses_and_waiting(
+    tmp_path, monkeypatch
+):
+    notes = []
+    monkeypatch.setattr(train.Progress, "update", lambda _, count, note="": notes.append(note))
+
+    def two_views(start):
+        for batch in batches(start):
+            doubled = ("clips", "size", "flip")
+            yield batch | {name: np.repeat(batch[name], 2, axis=1) for name in doubled}
+
+    lines = []
+    method = Supervised(model=Collapsed(num_classes=4), views=2)
+    assert run(tmp_path, data=train.Data(two_views, None, names), log=lines.append, method=method)
+    warned = [line for line in lines if "the embedding collapses" in line]
+    assert len(warned) == 1 and warned[0].startswith("step 2: warning")
+    assert re.fullmatch(r"loss \d\.\d{3}, top1 0\.\d{3}, waiting for data \d+%", notes[-1])
 
 
 def changed(settings=SETTINGS, **values):

@@ -12,7 +12,9 @@ And nothing is resized here: the device does it, from the window in the canvas' 
 Memory: with b videos per process and batch, V views of T frames and a canvas of S pixels, a batch
 takes b*V*T*S*S*3 bytes, and there are at most PREFETCH + 2 of them (finished, in the making, with
 the caller); plus the b*V*T encoded frames of each of 3 plans; plus 2 decoded clips of at most
-T*S*S*3 bytes per thread. Neither the size of the data set nor that of a video enters.
+T*S*S*3 bytes per thread. Of the data set only the places of its frames enter, 12 bytes for each
+(`prepared.load_split`); training holds up to three batches more on their way to the device
+(`parallel.prefetch`).
 """
 
 import atexit

@@ -37,9 +37,9 @@ def frame_number(frame: np.ndarray) -> int:
     return round((float(frame.mean()) - 16) / 4)
 
 
-def write_video(path, images, codec="libx264", pts=None, audio=False, options=None):
+def write_video(path, images, codec="libx264", pts=None, audio=False, options=None, muxer=None):
     """Muxes the images at 25 fps, or with time stamps in milliseconds."""
-    with av.open(str(path), "w") as container:
+    with av.open(str(path), "w", options=muxer or {}) as container:
         stream = container.add_stream(codec, rate=25)
         stream.height, stream.width = images[0].shape[:2]
         stream.pix_fmt = "yuv420p"
@@ -226,6 +226,20 @@ def test_truncated(tmp_path, suffix):
     assert any("truncated" in note for note in part.notes)
     with pytest.raises(DecodeError, match="only .* frames.*truncated"):
         decode(path, short_side=None, max_fps=None, min_frames=40)
+
+
+def test_truncated_after_the_index(tmp_path):
+    """What an interrupted download of a web video is: the index comes first, the data end early."""
+    noise = np.random.default_rng(0).integers(0, 255, (40, HEIGHT, WIDTH, 3), np.uint8)
+    path = write_video(
+        tmp_path / "v.mp4", list(noise), codec="mpeg4", muxer={"movflags": "faststart"}
+    )
+    whole = decode(path, short_side=None, max_fps=None).frames
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    part = decode(path, short_side=None, max_fps=None)
+    assert 10 < len(part.frames) < 30
+    np.testing.assert_array_equal(part.frames[:10], whole[:10])
+    assert any("truncated" in note for note in part.notes)
 
 
 def test_truncated_before_the_index(tmp_path):
