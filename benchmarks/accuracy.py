@@ -376,11 +376,17 @@ def start_process(run: Run, slot: int, jobs: int) -> Mapping[str, Any]:
     workdir.write_json(folder / "spec.json", run.spec)
     cores = sorted(os.sched_getaffinity(0)) if jobs > 1 else [0]
     own = {cores[slot % len(cores)]}
+    # A method's seeds differ in data alone: one compilation serves them all.
+    compiled = {
+        "JAX_COMPILATION_CACHE_DIR": str(folder.parent / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "1",
+    }
     with (folder / "log.txt").open("a") as log:
         done = subprocess.run(
             [sys.executable, "-m", "benchmarks.accuracy_run", str(folder / "spec.json")],
             stdout=log,
             stderr=subprocess.STDOUT,
+            env=compiled | os.environ,
             # XLA, TensorFlow and the JPEG decoders take as many threads as they see cores.
             preexec_fn=(lambda: os.sched_setaffinity(0, own)) if jobs > 1 else None,
             check=False,
