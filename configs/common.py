@@ -4,12 +4,33 @@ Durations (`duration`, `warmup`, `eval_every`, ...) are "25 epochs" or "500 step
 """
 
 import dataclasses
+from typing import Any
 
 import ml_collections
+from ml_collections import config_dict
 
-from skd_jax import methods
+from skd_jax import methods, models, settings
 from skd_jax.augment import AugmentSettings
 from skd_jax.optim import OptimSettings
+
+
+class Options(ml_collections.ConfigDict):
+    """A section with placeholders, of which those left unset are no part of the dictionary."""
+
+    def to_dict(self, *args, **kwargs) -> dict[str, Any]:
+        values = super().to_dict(*args, **kwargs)
+        return {key: value for key, value in values.items() if value is not None}
+
+
+def _unset_model_options() -> dict[str, ml_collections.FieldReference]:
+    """A placeholder for every option that some model has, of the type of its default."""
+    defaults: dict[str, Any] = {}
+    for name in models.names():
+        defaults |= settings.model_defaults(name)
+    return {
+        option: config_dict.placeholder(type(default))
+        for option, default in sorted(defaults.items())
+    }
 
 
 def base_config(method: str = "skd_srl") -> ml_collections.ConfigDict:
@@ -23,15 +44,15 @@ def base_config(method: str = "skd_srl") -> ml_collections.ConfigDict:
     if methods.takes_teacher(method):
         config.method.teacher = ""  # a trained workdir, or a PyTorch checkpoint
         config.method.teacher_model = ""  # the checkpoint's model
-    config.model = ml_collections.ConfigDict(
+    config.model = Options(
         {
+            **_unset_model_options(),  # dropout, remat, shortcut, ...: by default the model's own
             "name": "r3d_18",
             "width": 1.0,  # multiplies the channels of all stages
             "dtype": "float32",  # of the computation: "bfloat16" on GPUs and TPUs
-            "dropout": 0.0,
         }
     )
-    # Weights to begin with: a PyTorch checkpoint (.pth, .pt, .safetensors) or a workdir.
+    # Weights to begin with: a PyTorch checkpoint (.pth, .pt, .pyth, .safetensors) or a workdir.
     config.init_from = ""
     config.finetune = ml_collections.ConfigDict(
         {

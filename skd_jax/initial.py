@@ -1,13 +1,14 @@
 """Weights that a run begins with: a PyTorch checkpoint, or the workdir of an earlier run.
 
 `resolve` brings what belongs to them into the config before anything else reads it: a hash, so that
-a run never goes on with other weights than it began with, and the preprocessing they were trained
-behind. `variables` reads them, once, when a run begins; from then on the workdir needs them no more.
+a run never goes on with other weights than it began with, the preprocessing they were trained
+behind, and how many clips of a video they are judged by. `variables` reads them, once, when a run
+begins; from then on the workdir needs them no more.
 """
 
 import hashlib
 import json
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import jax
 import numpy as np
 from flax import traverse_util
 
-from skd_jax import checkpoint, classifier, models, workdir
+from skd_jax import checkpoint, classifier, models, settings, workdir
 from skd_jax.errors import UserError
 from skd_jax.models import pretrained
 
@@ -38,12 +39,15 @@ _PREPROCESSING = (
     "augment.std",
 )
 
+# What belongs to the accuracy that is reported of them: how a video is judged.
+_EVALUATION = ("eval.clips", "eval.crops")
+
 
 def resolve(config: Config, overridden: Collection[str], folder: Path, log: Log) -> dict[str, Any]:
     """The config with what its weights bring along; unchanged without config.init_from.
 
-    Of the preprocessing, a value set on the command line comes first, then that of the weights, then
-    that of the config file. A run that goes on takes its own, from its workdir.
+    Of preprocessing and evaluation, a value set on the command line comes first, then that of the
+    weights, then that of the config file. A run that goes on takes its own, from its workdir.
 
     Args:
       config: all of it.
@@ -64,18 +68,18 @@ def resolve(config: Config, overridden: Collection[str], folder: Path, log: Log)
     else:
         digest = digest_of(source, "config.init_from")
     if begun.get(DIGEST) == digest:
-        brought, origin = _pick(begun), ""
+        brought, origin = _pick(begun, _PREPROCESSING + _EVALUATION), ""
     else:
         if not begun:  # what does not fit shall be told before hours of preparation
             variables(config, ("any",), lambda _: None)
-        brought, origin = _brought(source, config["model"]["name"])
+        brought, origin = _brought(source, config)
     resolved = json.loads(json.dumps(config))
     for key in brought.keys() - set(overridden):
         section, name = key.split(".")
         resolved[section][name] = brought[key]
     resolved[DIGEST] = digest
     if origin:
-        values = _pick(resolved)
+        values = _pick(resolved, brought)
         kept = sorted(values.keys() & set(overridden))
         log(
             f"weights of {source}, with the preprocessing of {origin}: "
@@ -102,8 +106,8 @@ def variables(config: Config, class_names: tuple[str, ...], log: Log) -> PyTree:
     Raises:
       UserError: they cannot be read, or do not fit the model; the keys are listed.
     """
-    options = {k: v for k, v in config["model"].items() if k not in ("name", "dtype")}
-    name, source = config["model"]["name"], Path(config["init_from"])
+    name, options = _model(config)
+    source = Path(config["init_from"])
     if source.is_dir():
         return _of_workdir(source, name, options, config, class_names, log)
     return pretrained.from_torch(
@@ -131,9 +135,8 @@ def class_names(config: Config, class_list: Path | None = None) -> tuple[str, ..
     if source.is_dir():
         names = tuple(workdir.read_data(source)["class_names"])
     else:
-        options = {k: v for k, v in config["model"].items() if k not in ("name", "dtype")}
-        state_dict = pretrained.load_state_dict(source)
-        loaded = pretrained.from_torch(config["model"]["name"], state_dict, **options)
+        name, options = _model(config)
+        loaded = pretrained.from_torch(name, pretrained.load_state_dict(source), **options)
         names = tuple(f"class {k}" for k in range(loaded["params"]["fc"]["bias"].shape[0]))
     if class_list is None:
         return names
@@ -149,6 +152,11 @@ def class_names(config: Config, class_list: Path | None = None) -> tuple[str, ..
             f"{len(names)} classes. Write each name once, a line each, in the order of the logits"
         )
     return given
+
+
+def _model(config: Config) -> tuple[str, dict[str, Any]]:
+    name, options = settings.model_options(config)
+    return name, {option: value for option, value in options.items() if option != "dtype"}
 
 
 def _of_workdir(source, name, options, config, class_names, log) -> PyTree:
@@ -228,29 +236,39 @@ def digest_of(source: str, key: str) -> str:
         raise UserError(f"{key}={source}: there is no such file or workdir") from None
 
 
-def _brought(source: str, name: str) -> tuple[dict[str, Any], str]:
-    """The preprocessing of weights by config key, and whose it is."""
+def _brought(source: str, config: Config) -> tuple[dict[str, Any], str]:
+    """What belongs to weights by config key, and whose it is.
+
+    How an earlier run was judged is its own affair, unless it holds nothing but imported weights.
+    """
     if Path(source).is_dir():
-        return _pick(workdir.read_config(Path(source))), "that run"
-    recipe = pretrained.preprocessing(name)
+        imported = "imported" in workdir.read_data(Path(source))
+        keys = _PREPROCESSING + (_EVALUATION if imported else ())
+        return _pick(workdir.read_config(Path(source)), keys), "that run"
+    name, options = _model(config)
+    recipe = pretrained.preprocessing(name, **options)
     fixed = isinstance(recipe.resize, tuple)
     height, width = recipe.resize if fixed else (recipe.resize, 0)
-    return {
+    brought = {
         "data.frame_size": height,
         "data.frame_width": width,
-        "data.antialias": False,
+        "data.antialias": recipe.antialias,
         "data.max_fps": recipe.frame_rate or 0.0,
         "clips.frames": recipe.frames,
         "clips.stride": recipe.stride,
         "augment.crop": recipe.crop,
         "augment.mean": list(recipe.mean),
         "augment.std": list(recipe.std),
-    }, f"{name} ({recipe.source})"
+        "eval.clips": recipe.clips,
+        "eval.crops": recipe.crops,
+    }
+    said = {key: value for key, value in brought.items() if value is not None}
+    return said, f"{name} ({recipe.source})"
 
 
-def _pick(config: Config) -> dict[str, Any]:
+def _pick(config: Config, keys: Iterable[str]) -> dict[str, Any]:
     flat = workdir.flat(config)
-    return {key: flat[key] for key in _PREPROCESSING if key in flat}
+    return {key: flat[key] for key in keys if key in flat}
 
 
 def _short(value: Any) -> str:

@@ -24,6 +24,9 @@ from skd_jax.train import LoopSettings
 T = TypeVar("T")
 Config = Mapping[str, Any]
 
+# Of a model's options, what the config says elsewhere or the program decides.
+_NOT_OF_THE_MODEL = ("axis_name", "freeze_batch_norm")
+
 
 def dataclass_from(kind: type[T], values: Config, section: str, **fixed: Any) -> T:
     """A dataclass from a config section.
@@ -82,6 +85,31 @@ class EvalSettings:
                 raise UserError(f"config.eval.{name} is {value}; take 1 or more")
 
 
+def model_defaults(name: str) -> dict[str, Any]:
+    """What config.model takes beside a model's name, with the model's own defaults.
+
+    Raises:
+      UserError: no model has this name.
+    """
+    defaults = models.defaults(name)
+    return {option: defaults[option] for option in defaults if option not in _NOT_OF_THE_MODEL}
+
+
+def model_options(config: Config) -> tuple[str, dict[str, Any]]:
+    """The name and the options of config.model, dtype as text.
+
+    Raises:
+      UserError: there is no such model, or it has no such option.
+    """
+    options = dict(config["model"])
+    name = options.pop("name")
+    known = model_defaults(name)
+    for option in options:
+        if option not in known:
+            raise names.unknown(f"{name} option", option, known)
+    return name, options
+
+
 def method(config: Config, num_classes: int, num_videos: int = 0) -> methods.Method:
     """The training method with its classifier, and its teacher where it has one.
 
@@ -94,13 +122,12 @@ def method(config: Config, num_classes: int, num_videos: int = 0) -> methods.Met
     Raises:
       UserError: unknown model, method or option.
     """
-    model_options = dict(config["model"])
-    name = model_options.pop("name")
-    dtype = model_options.pop("dtype")
+    name, options = model_options(config)
+    dtype = options.pop("dtype")
     if dtype not in ("float32", "bfloat16"):
         raise UserError(f"config.model.dtype={dtype!r}: take 'float32' or 'bfloat16'")
-    model_options["freeze_batch_norm"] = finetuning(config).freeze_batch_norm
-    model = models.create(name, num_classes, dtype=jnp.dtype(dtype), **model_options)
+    options["freeze_batch_norm"] = finetuning(config).freeze_batch_norm
+    model = models.create(name, num_classes, dtype=jnp.dtype(dtype), **options)
     hyper_parameters = dict(config["method"])
     name = hyper_parameters.pop("name")
     if methods.takes_teacher(name):

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from skd_jax import models
 from skd_jax.errors import UserError
 
 CONFIG, DATA, CHECKPOINTS = "config.json", "data.json", "checkpoints"
@@ -28,6 +29,7 @@ _MOVABLE = (
     "eval.batch_size",
     "init_from",  # its content counts, by init_from_sha256
     "method.teacher",  # likewise, by teacher.sha256
+    "model.remat",  # memory for time: the same gradients, up to rounding
     "train.log_every",
     "train.replicas",
     "train.threads",
@@ -55,10 +57,11 @@ def claim(workdir: Path, config: Mapping[str, Any]) -> None:
     """
     config = json.loads(json.dumps(config))
     if (workdir / CONFIG).is_file() and has_checkpoint(workdir):
-        stored, wanted = _LATER | flat(read_config(workdir)), _LATER | flat(config)
+        there = read_config(workdir)
+        stored, wanted = _in_full(there), _in_full(config)
         changed = [
             f"  {key}: {_shown(stored, key)} there, {_shown(wanted, key)} now"
-            for key in sorted(stored.keys() | wanted.keys())
+            for key in sorted(_LATER.keys() | flat(there).keys() | flat(config).keys())
             if stored.get(key) != wanted.get(key) and key not in _MOVABLE
         ]
         if changed:
@@ -68,6 +71,14 @@ def claim(workdir: Path, config: Mapping[str, Any]) -> None:
             )
     workdir.mkdir(parents=True, exist_ok=True)
     write_json(workdir / CONFIG, config)
+
+
+def _in_full(config: Mapping[str, Any]) -> dict[str, Any]:
+    """By dotted key, with what holds where the config is silent, such as the model's defaults."""
+    name = config.get("model", {}).get("name")
+    own = models.defaults(name) if name in models.names() else {}
+    own = json.loads(json.dumps(own, default=str))  # tuples are lists there
+    return _LATER | flat({"model": own}) | flat(config)
 
 
 def has_checkpoint(workdir: Path) -> bool:

@@ -7,7 +7,17 @@ import numpy as np
 import pytest
 
 from configs import common
-from skd_jax import checkpoint, export, initial, methods, models, modes, predict, workdir
+from skd_jax import (
+    checkpoint,
+    classifier,
+    export,
+    initial,
+    methods,
+    models,
+    modes,
+    predict,
+    workdir,
+)
 from skd_jax.data import synthetic
 from skd_jax.data.decode import decode
 from skd_jax.errors import UserError
@@ -17,11 +27,11 @@ from tests.fakes import quick_compilation, softmax  # noqa: F401  the first is a
 
 WIDTH = 0.0625
 SAMPLING = {"data.frame_size", "data.frame_width", "data.antialias", "data.max_fps"}
-SAMPLING |= {"clips.frames", "clips.stride", "augment.crop"}
+SAMPLING |= {"clips.frames", "clips.stride", "augment.crop", "eval.clips"}
 
 
-def random_variables(classes, name="r3d_10", seed=0):
-    model = models.create(name, classes, width=WIDTH)
+def random_variables(classes, name="r3d_10", seed=0, **options):
+    model = models.create(name, classes, width=WIDTH, **options)
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), np.zeros((1, 4, 16, 16, 3))))
     rng = np.random.default_rng(seed)
     variables = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32) / 4, shapes)
@@ -29,10 +39,9 @@ def random_variables(classes, name="r3d_10", seed=0):
     return {"params": variables["params"], "batch_stats": stats}
 
 
-def save(path, classes, **options):
-    variables = random_variables(classes, **options)
-    name = options.get("name", "r3d_10")
-    pretrained.save_torch(path, pretrained.to_torch(name, variables, width=WIDTH))
+def save(path, classes, name="r3d_10", seed=0, **options):
+    variables = random_variables(classes, name, seed, **options)
+    pretrained.save_torch(path, pretrained.to_torch(name, variables, width=WIDTH, **options))
     return variables
 
 
@@ -82,6 +91,8 @@ def test_values_of_the_command_line_come_first_then_those_of_the_weights(folder,
     assert (got["data"]["frame_size"], got["data"]["frame_width"]) == (128, 171)
     assert got["data"]["antialias"] is False and got["data"]["max_fps"] == 15
     assert (got["clips"]["frames"], got["clips"]["stride"]) == (16, 1)
+    assert (got["eval"]["clips"], got["eval"]["crops"]) == (5, 1)
+    assert got["eval"]["batch_size"] == config["eval"]["batch_size"]
     assert got["train"] == config["train"]
     (line,) = lines
     assert "torchvision" in line and "data.frame_width=171" in line
@@ -151,6 +162,8 @@ def test_from_a_workdir_with_the_same_and_with_other_classes(folder, trained):
     config = config_of(folder, init_from=str(run))
     resolved = initial.resolve(config, (), folder / "new", lambda _: None)
     assert resolved["augment"]["crop"] == 16 and resolved["clips"]["frames"] == 4
+    judged = config_of(folder, init_from=str(run), eval__clips=7)  # as the new run wants it
+    assert initial.resolve(judged, (), folder / "new", lambda _: None)["eval"]["clips"] == 7
     lines = []
     kept = initial.variables(resolved, names, lines.append)
     want = final(run)
@@ -182,7 +195,7 @@ def test_what_does_not_fit_is_listed(folder, trained, tmp_path):
 
 
 def test_imported_weights_predict_as_torchvisions_preset(folder, tmp_path):
-    """Resize to (128, 171), centre crop 112, mean, std, at 15 frames a second: NumPy's way to it."""
+    """(128, 171), centre crop 112, mean, std, 15 frames a second, 5 clips: NumPy's way to it."""
     weights = folder / "seven.pth"
     variables = save(weights, 7)
     names = tmp_path / "names.txt"
@@ -190,7 +203,7 @@ def test_imported_weights_predict_as_torchvisions_preset(folder, tmp_path):
     config = common.base_config("supervised").to_dict()
     config["model"] |= {"name": "r3d_10", "width": WIDTH}
     config["init_from"] = str(weights)
-    config["clips"]["frames"], config["eval"]["clips"] = 4, 3
+    config["clips"]["frames"] = 4
     run, lines = tmp_path / "imported", []
     modes.run_import(config, run, names, lines.append, {"clips.frames"})
     assert f"--mode=predict --workdir={run}" in lines[-1]
@@ -206,7 +219,7 @@ def test_imported_weights_predict_as_torchvisions_preset(folder, tmp_path):
     small = [np.rint(resized(frame, 128, 171)) for frame in frames]
     crops = np.stack(small)[:, top : top + 112, left : left + 112]
     seen, _ = predict._clips(video, workdir.read_config(run))
-    clips = np.stack([crops[start : start + 4] for start in (0, 4, 8)])
+    clips = np.stack([crops[start : start + 4] for start in (0, 2, 4, 6, 8)])
     difference = np.abs(seen["clips"][0, :, :, :112, :112] - clips)
     assert difference.max() <= 1 and (difference > 0).mean() < 1e-3
     mean, std = (0.43216, 0.394666, 0.37645), (0.22803, 0.22145, 0.216989)
@@ -218,6 +231,9 @@ def test_imported_weights_predict_as_torchvisions_preset(folder, tmp_path):
     for name, probability in got.items():
         assert probability == pytest.approx(want[int(name.split()[1])], abs=2e-3)
 
+    later = config | {"init_from": str(run), "eval": config["eval"] | {"crops": 3}}
+    resolved = initial.resolve(later, {"eval.crops"}, tmp_path / "new", lambda _: None)
+    assert (resolved["eval"]["clips"], resolved["eval"]["crops"]) == (5, 3)
     for action in (
         lambda: modes.run_evaluate(run, "", print),
         lambda: modes.run_train(config, run, print),
@@ -264,10 +280,31 @@ def test_export_gives_back_what_torchvision_reads(folder, trained):
 def test_the_command_line_imports_and_keeps_its_own_values(folder, tmp_path):
     arguments = ["--config=configs/finetune.py", f"--config.init_from={folder / 'weights.pth'}"]
     arguments += ["--config.model.name=r3d_10", f"--config.model.width={WIDTH}"]
-    arguments += ["--config.augment.crop=96"]
+    arguments += ["--config.augment.crop=96", "--config.eval.clips=3"]
     status, output = tiny.run("--mode=import", f"--workdir={tmp_path}", *arguments)
     assert status == 0, output
     config = workdir.read_config(tmp_path)
     assert config["augment"]["crop"] == 96 and config["data"]["frame_width"] == 171
-    assert "as on the command line: augment.crop" in output
+    assert (config["eval"]["clips"], config["eval"]["crops"]) == (3, 1)
+    assert config["model"] == {"name": "r3d_10", "width": WIDTH, "dtype": "float32"}
+    assert "as on the command line: augment.crop, eval.clips" in output
     assert workdir.read_data(tmp_path)["class_names"] == [f"class {k}" for k in range(8)]
+
+
+def test_model_options_of_the_command_line_reach_the_model_and_its_preprocessing(folder, tmp_path):
+    """A 3D-ResNet of 2018: shortcuts A, pixels of 0 to 255 minus a mean, resized by Pillow."""
+    save(folder / "hara.pth", 3, name="resnet3d_10", shortcut="A")
+    arguments = ["--mode=import", "--config=configs/finetune.py"]
+    arguments += [f"--config.init_from={folder / 'hara.pth'}", f"--config.model.width={WIDTH}"]
+    arguments += ["--config.model.name=resnet3d_10", f"--workdir={tmp_path}"]
+    arguments += ["--config.model.shortcut=A", "--config.model.remat=True"]
+    status, output = tiny.run(*arguments)
+    assert status == 0, output
+    config = workdir.read_config(tmp_path)
+    model = {"name": "resnet3d_10", "width": WIDTH, "dtype": "float32"}
+    assert config["model"] == model | {"shortcut": "A", "remat": True}
+    assert config["augment"]["std"] == [1 / 255] * 3
+    assert config["data"]["antialias"] is True and config["data"]["frame_width"] == 0
+    assert config["eval"]["clips"] == 10  # the config's own: the source names no number
+    assert "of 2017 and 2018" in output
+    assert len(classifier.load(tmp_path).class_names) == 3

@@ -243,6 +243,11 @@ def test_shards_prepared_apart_make_one_data_set(folder, trained, tmp_path):
             ["--config=configs/demo.py", "--workdir=runs/none", "--config.model.name=r3d_81"],
             "r3d_18",
         ),
+        (["--config=configs/demo.py", "--config.model.remt=True"], "remat"),
+        (
+            ["--config=configs/demo.py", "--workdir=runs/none", "--config.model.shortcut=A"],
+            "unknown r3d_10 option 'shortcut'. Known: dropout, dtype, remat, width",
+        ),
         (["--config=configs/ucf101.py", "--workdir=/nonexistent/w"], "config.data.root"),
         (["--mode=evaluate", "--workdir=/nonexistent/run"], "holds no trained run"),
         (["--mode=models", "--workdir=w"], "--workdir has no effect with --mode=models"),

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from configs import common
-from skd_jax import settings
+from skd_jax import models, settings
 from skd_jax.augment import AugmentSettings
 from skd_jax.errors import UserError
 from skd_jax.models.resnet3d import ResNet3D
@@ -65,6 +65,34 @@ def test_the_common_recipe_names_every_field(config):
     assert set(config["optim"]) - {"warmup"} | {"warmup_steps"} == {
         f.name for f in dataclasses.fields(OptimSettings)
     }
+
+
+def test_every_option_of_every_model_can_be_set_and_none_is_by_default(config):
+    keys = set(common.base_config().model)
+    for name in models.names():
+        elsewhere = {"axis_name", "freeze_batch_norm"}  # of the program; of config.finetune
+        assert set(models.options(name)) - elsewhere <= keys, name
+    assert {"remat", "shortcut", "stem_pool", "zero_init_residual"} <= keys
+    assert config["model"] == {"name": "r3d_18", "width": 1.0, "dtype": "float32"}
+
+
+def test_a_model_keeps_its_own_default_where_the_config_is_silent(config):
+    config["model"]["name"] = "s3d"
+    assert settings.method(config, 7).model.dropout == 0.2
+    config["model"]["dropout"] = 0.0
+    assert settings.method(config, 7).model.dropout == 0.0
+    config["model"] = {"name": "resnet3d_18", "dtype": "float32", "shortcut": "A", "remat": True}
+    model = settings.method(config, 7).model
+    assert (model.shortcut, model.remat, model.zero_init_residual) == ("A", True, False)
+
+
+def test_an_option_that_a_model_lacks_is_named_with_those_it_has(config):
+    config["model"]["shortcut"] = "A"
+    with pytest.raises(UserError) as error:
+        settings.check(config)
+    assert str(error.value) == (
+        "unknown r3d_18 option 'shortcut'. Known: dropout, dtype, remat, width, zero_init_residual"
+    )
 
 
 @pytest.mark.parametrize(

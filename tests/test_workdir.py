@@ -78,6 +78,35 @@ def test_a_run_of_before_there_was_a_key_goes_on(tmp_path):
         workdir.claim(tmp_path, later)
 
 
+def claimed_by(tmp_path, model):
+    workdir.claim(tmp_path, CONFIG | {"model": model})
+    (tmp_path / "checkpoints" / "20").mkdir(parents=True)
+    return lambda now: workdir.claim(tmp_path, CONFIG | {"model": now})
+
+
+def test_a_model_option_left_out_is_the_models_default(tmp_path):
+    """Before, every config had a dropout of 0.0, which is not what S3D has by itself."""
+    claim = claimed_by(tmp_path / "old", {"name": "r3d_18", "dropout": 0.0})
+    claim({"name": "r3d_18"})
+    claim({"name": "r3d_18", "dropout": 0.0, "zero_init_residual": False})
+    with pytest.raises(UserError, match=r"now$") as error:
+        claim({"name": "r3d_18", "dropout": 0.1})
+    assert str(error.value).splitlines()[1:] == ["  model.dropout: 0.0 there, 0.1 now"]
+
+    claim = claimed_by(tmp_path / "s3d", {"name": "s3d", "dropout": 0.0})
+    claim({"name": "s3d", "dropout": 0.0})
+    with pytest.raises(UserError, match="model.dropout: 0.0 there, 0.2 now"):
+        claim({"name": "s3d"})
+
+    claim = claimed_by(tmp_path / "hara", {"name": "resnet3d_18"})
+    claim({"name": "resnet3d_18", "remat": True})  # how it is run
+    with pytest.raises(UserError, match='model.shortcut: "B" there, "A" now'):
+        claim({"name": "resnet3d_18", "shortcut": "A"})
+    with pytest.raises(UserError) as error:
+        claim({"name": "r3d_18"})
+    assert str(error.value).splitlines()[1:] == ['  model.name: "resnet3d_18" there, "r3d_18" now']
+
+
 @pytest.mark.parametrize(
     "read,name", [(workdir.read_config, "config"), (workdir.read_data, "data")]
 )

@@ -7,6 +7,7 @@ logits, embedding, maps = model.apply(variables, clips, train=False)
 
 import dataclasses
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -30,7 +31,7 @@ from skd_jax.models.entry import Entry
 from skd_jax.models.outputs import Outputs
 from skd_jax.names import look_up, unknown
 
-__all__ = ["Entry", "Outputs", "create", "describe", "names", "options"]
+__all__ = ["Entry", "Outputs", "create", "defaults", "describe", "names", "options"]
 
 # Each has its models in MODELS, by name.
 FAMILIES = (
@@ -86,9 +87,19 @@ def options(name: str) -> tuple[str, ...]:
     Raises:
       UserError: no model has this name.
     """
+    return tuple(sorted(defaults(name)))
+
+
+def defaults(name: str) -> dict[str, Any]:
+    """The same options, with the values that `create` takes where they are not given.
+
+    Raises:
+      UserError: no model has this name.
+    """
     build = describe(name).build
     fixed = {"parent", "name", "num_classes", *build.keywords}
-    return tuple(sorted({field.name for field in dataclasses.fields(build.func)} - fixed))
+    fields = dataclasses.fields(build.func)
+    return {field.name: field.default for field in fields if field.name not in fixed}
 
 
 def create(name: str, num_classes: int, **model_options) -> nn.Module:

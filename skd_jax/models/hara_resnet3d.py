@@ -123,7 +123,8 @@ _TORCH = TorchNames(
         (r"downsample_conv$", "downsample.0"),
         (r"downsample_bn$", "downsample.1"),
     ),
-    hint="the ResNet-18 and -34 of 2017 and 2018 have no downsample keys: give shortcut='A'",
+    hint="the ResNet-18 and -34 of 2017 and 2018 have no downsample keys: give shortcut='A', "
+    "on the command line --config.model.shortcut=A",
 )
 
 MODELS: dict[str, Entry] = {

@@ -208,7 +208,9 @@ def test_every_misfit_is_listed(small):
 
 def test_shortcut_is_hinted_at():
     without = draw("resnet3d_10", width=WIDTH, shortcut="A")
-    with pytest.raises(UserError, match=r"give shortcut='A'.*\n  missing: layer2.0.downsample.0"):
+    with pytest.raises(
+        UserError, match=r"--config.model.shortcut=A.*\n  missing: layer2.0.downsample.0"
+    ):
         pretrained.from_torch("resnet3d_10", without, width=WIDTH)
     pretrained.from_torch("resnet3d_10", without, width=WIDTH, shortcut="A")
 
@@ -267,6 +269,39 @@ def test_preprocessing_of_torchvision():
     assert (recipe.frames, recipe.stride, recipe.frame_rate) == (16, 1, 15)
     wide = pretrained.preprocessing("s3d")
     assert (wide.resize, wide.crop, wide.frames) == ((256, 256), 224, 128)
+    assert (recipe.clips, recipe.crops, wide.clips, wide.crops) == (5, 1, 1, 1)
+
+
+def test_the_first_3d_resnets_took_pixels_of_0_to_255_minus_a_mean():
+    """In pixels of 0 to 255: what they get is the pixel minus the mean of ActivityNet."""
+    pixels, mean = np.array([0.0, 128.0, 255.0]), np.array([114.7748, 107.7354, 99.4750])
+    first = pretrained.preprocessing("resnet3d_18", shortcut="A", width=1.0)
+    np.testing.assert_allclose((pixels / 255 - first.mean) / first.std, pixels - mean)
+    later = pretrained.preprocessing("resnet3d_18")
+    assert later == pretrained.preprocessing("resnet3d_18", shortcut="B")
+    assert (later.mean, later.std) == ((0.4345, 0.4051, 0.3775), (0.2768, 0.2713, 0.2737))
+    same = ("resize", "crop", "frames", "stride", "frame_rate", "antialias")
+    assert [getattr(first, field) for field in same] == [112, 112, 16, 1, None, True]
+    assert [getattr(later, field) for field in same] == [112, 112, 16, 1, None, True]
+    assert "2018" in first.source and "2018" not in later.source
+
+
+@pytest.mark.parametrize(
+    "name,antialias,clips,crops",
+    [  # Pillow smooths when it shrinks, torch.nn.functional.interpolate does not.
+        ("mc3_18", False, 5, 1),
+        ("x3d_m", False, 10, 3),
+        ("slowfast_r50", False, 10, 3),
+        ("ircsn_101", False, 10, 3),
+        ("ipcsn_152", False, 10, None),
+        ("resnet3d_50", True, None, None),
+        ("mobilenetv2_x1", True, None, None),
+        ("shufflenetv2_x0_25", True, None, None),
+    ],
+)
+def test_resizing_and_clips_by_source(name, antialias, clips, crops):
+    recipe = pretrained.preprocessing(name)
+    assert (recipe.antialias, recipe.clips, recipe.crops) == (antialias, clips, crops)
 
 
 def test_no_preprocessing_without_weights():

@@ -81,3 +81,11 @@ def test_options_are_listed():
     expected = (*shared, "zero_init_residual")
     assert models.options("r3d_34") == expected
     assert "shortcut" in models.options("resnet3d_50")
+
+
+def test_defaults_are_what_is_built():
+    assert models.defaults("s3d")["dropout"] == 0.2 and models.defaults("r3d_18")["dropout"] == 0.0
+    for name in models.names():
+        model = models.create(name, 5)
+        for option, value in models.defaults(name).items():
+            assert getattr(model, option) == value, (name, option)
