@@ -6,9 +6,9 @@ and SLOWFAST_8x8_R50. The names say frames x stride of the slow pathway.
 
 The network takes the fast pathway's clip; the slow pathway sees one in alpha of its frames, spread
 evenly from the first to the last (0, 10, 20, 31 of 32 for alpha = 8), as the checkpoints were
-trained and are used: `pack_pathway_output` in PySlowFast's slowfast/datasets/utils.py, `PackPathway`
-on pytorchvideo's PyTorch Hub page. (The paper's temporal stride alpha would be 0, 8, 16, 24.) Both
-pathways are the ResNet-50 of `i3d.py` without pooling of time:
+trained and are used: `pack_pathway_output` in PySlowFast's slowfast/datasets/utils.py,
+`PackPathway` on pytorchvideo's PyTorch Hub page. (The paper's temporal stride alpha would be 0, 8,
+16, 24.) Both pathways are the ResNet-50 of `i3d.py` without pooling of time:
   slow  stem 1x7x7 to 64 channels, conv_a with 1, 1, 3, 3 temporal taps in stages 1 to 4
   fast  stem 5x7x7 to 8 channels, an eighth of the slow ones throughout, conv_a with 3 taps
 After the stem and after stages 1 to 3 a lateral k x 1 x 1 convolution of stride (alpha, 1, 1) with
@@ -101,8 +101,8 @@ class SlowFast(VideoClassifier):
       stage_sizes: blocks in each stage, in both pathways.
       alpha: fast frames to one slow frame.
       fusion_taps: temporal taps of the lateral convolutions.
-      windows: positions (T, H, W) of the last maps, slow and fast, that the classifier sees at once;
-        None for all.
+      windows: positions (T, H, W) of the last maps, slow and fast, that the classifier sees at
+        once; None for all.
       zero_init_residual: whether each block's last BatchNorm scale starts at 0 (the block is then
         its shortcut).
     """

@@ -84,7 +84,7 @@ slowfast = functools.partial(SlowFast, stage_sizes=(1,), alpha=2, width=0.125)
 @pytest.mark.parametrize("window", [(2, 3, 3), (4, 5, 7), (8, 8, 8), None])
 @pytest.mark.parametrize("build", [i3d, csn])
 def test_head_of_one_pathway(build, window):
-    """Maps of 4 x 5 x 7 positions, larger than the first window, as large as the others once cut."""
+    """Maps of 4 x 5 x 7 positions: larger than the first window, the others are cut to them."""
     model, clips = build(num_classes=3, window=window), normal(0, 2, 4, 20, 28, 3)
     variables = families.draw(model, clips)
     outputs = jax.jit(model.apply)(variables, clips)
@@ -100,7 +100,7 @@ def test_head_of_one_pathway(build, window):
 
 @pytest.mark.parametrize("frames", [4, 8])
 def test_head_of_two_pathways(frames):
-    """At 4 frames as the reference, which joins the windows; at 8, for which it cannot, by means."""
+    """At 4 frames as the reference, which joins windows; at 8, where it cannot, by means."""
     windows = ((2, 3, 3), (4, 3, 3))
     model, clips = slowfast(num_classes=3, windows=windows), normal(0, 2, frames, 20, 20, 3)
     variables = families.draw(model, clips)
@@ -126,7 +126,7 @@ def test_head_of_two_pathways(frames):
 @pytest.mark.parametrize("train", [False, True])
 @pytest.mark.parametrize("window", [(2, 2, 3), (8, 8, 8)])
 def test_head_of_x3d(window, train):
-    """ReLU in each window; in evaluation the mean of the windows' softmax, in training of logits."""
+    """ReLU in each window; the mean of their softmax in evaluation, of their logits in training."""
     model = X3D(num_classes=3, stage_sizes=(), width=0.25, window=window)
     clips = normal(1, 2, 3, 7, 8, 3)
     variables = families.draw(model, clips)
