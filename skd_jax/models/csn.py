@@ -4,7 +4,10 @@ Tran et al., "Video Classification with Channel-Separated Convolutional Networks
 3x3x3 convolution of each bottleneck is depthwise (ir-CSN); ip-CSN puts a 1x1x1 convolution and a
 BatchNorm, no ReLU, before it, so that channels still meet there. ir-CSN has the geometry of
 pytorchvideo 0.1.5 (`create_csn` as its `csn_r101` calls it), ip-CSN that of the authors' VMZ
-(`ip_csn_152`), which are one but for that convolution and BatchNorm's epsilon: 1e-5 and 1e-3.
+(`ip_csn_152`), which are one but for that convolution, BatchNorm's epsilon, 1e-5 and 1e-3, and the
+head. ir-CSN's averages over windows of 4x7x7 positions, stride 1, and takes the mean of the
+classifier's outputs over them: one window at 32 frames of 224 x 224, four at 256 x 256; see
+`windows.py`. ip-CSN's averages over the whole map.
 
 Stem: 3x7x7 convolution, stride (1, 2, 2), to 64 channels, 1x3x3 max-pooling, stride (1, 2, 2). Four
 stages of bottlenecks (conv_a 1x1x1, conv_b 3x3x3 depthwise, conv_c 1x1x1) with 64, 128, 256, 512
@@ -36,10 +39,11 @@ from flax import linen as nn
 from skd_jax.models.blocks import scaled
 from skd_jax.models.bottleneck import PYTORCHVIDEO_BRANCH, Stem, bottlenecks
 from skd_jax.models.classifier import VideoClassifier
+from skd_jax.models.conv3d import Triple
 from skd_jax.models.entry import Entry
-from skd_jax.models.layers import global_average_pool
 from skd_jax.models.outputs import Outputs
 from skd_jax.models.torch_names import TorchNames
+from skd_jax.models.windows import average_windows, mean_over_windows
 
 
 class CSN(VideoClassifier):
@@ -51,6 +55,7 @@ class CSN(VideoClassifier):
       stage_sizes: blocks in each stage.
       preserve: whether channels interact before each depthwise convolution (ip) or not (ir).
       epsilon: of every BatchNorm.
+      window: positions (T, H, W) of the last map that the classifier sees at once; None for all.
       zero_init_residual: whether each block's last BatchNorm scale starts at 0 (the block is then
         its shortcut).
     """
@@ -58,6 +63,7 @@ class CSN(VideoClassifier):
     stage_sizes: tuple[int, ...] = (3, 4, 6, 3)
     preserve: bool = False
     epsilon: float = 1e-5
+    window: Triple | None = None
     zero_init_residual: bool = False
 
     @nn.compact
@@ -92,7 +98,8 @@ class CSN(VideoClassifier):
             )
             x = self.stage(blocks, x)
             maps.append(x)
-        return self.classify(global_average_pool(x), maps, train)
+        outputs = self.classify(average_windows(x, self.window), maps, train)
+        return mean_over_windows(outputs)
 
 
 _PYTORCHVIDEO = TorchNames(
@@ -127,14 +134,16 @@ _STAGE_SIZES = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 
 MODELS: dict[str, Entry] = {
     f"{kind}_{depth}": Entry(
-        functools.partial(CSN, stage_sizes=sizes, preserve=preserve, epsilon=epsilon),
+        functools.partial(
+            CSN, stage_sizes=sizes, preserve=preserve, epsilon=epsilon, window=window
+        ),
         clip=(32, 224, 224),
         source=f"Tran et al. 2019; {reference}",
         torch=torch,
     )
-    for kind, preserve, epsilon, reference, torch in [
-        ("ircsn", False, 1e-5, "pytorchvideo csn_r101", _PYTORCHVIDEO),
-        ("ipcsn", True, 1e-3, "VMZ ip_csn_152", _VMZ),
+    for kind, preserve, epsilon, window, reference, torch in [
+        ("ircsn", False, 1e-5, (4, 7, 7), "pytorchvideo csn_r101", _PYTORCHVIDEO),
+        ("ipcsn", True, 1e-3, None, "VMZ ip_csn_152", _VMZ),
     ]
     for depth, sizes in _STAGE_SIZES.items()
 }

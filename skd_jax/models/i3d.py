@@ -12,6 +12,10 @@ Stem: t x 7 x 7 convolution, stride (1, 2, 2), to c = 64 channels, 1x3x3 max-poo
            t   a of the blocks of stages 1 | 2 | 3 | 4, in turn
   i3d_r50  5   3 | 3, 1 | 3, 1 | 1, 3
   slow_r50 1   1 | 1 | 3 | 3
+The head averages over windows of 4x7x7 (i3d_r50) and 8x7x7 (slow_r50) positions, stride 1, and
+takes the mean of the classifier's outputs over them, as pytorchvideo's does: one window at 8 frames
+of 224 x 224, four at 256 x 256; see `windows.py`. (PySlowFast, testing these networks, takes the
+mean of the windows' softmax instead.)
 
 Parameters by the rule in `bottleneck.py` at width 1, K = 400 classes (fc 2049 K = 819,600):
   i3d_r50   28,043,472 = stem 47,168 + 289,536 + 1,416,192 + 8,409,088 + 17,061,888 + fc
@@ -32,10 +36,12 @@ from flax import linen as nn
 from skd_jax.models.blocks import scaled
 from skd_jax.models.bottleneck import PYTORCHVIDEO_BRANCH, Stem, bottlenecks
 from skd_jax.models.classifier import VideoClassifier
+from skd_jax.models.conv3d import Triple
 from skd_jax.models.entry import Entry
-from skd_jax.models.layers import global_average_pool, max_pool
+from skd_jax.models.layers import max_pool
 from skd_jax.models.outputs import Outputs
 from skd_jax.models.torch_names import TorchNames
+from skd_jax.models.windows import average_windows, mean_over_windows
 
 
 class InflatedResNet(VideoClassifier):
@@ -48,6 +54,7 @@ class InflatedResNet(VideoClassifier):
       stem_frames: temporal taps of the stem.
       temporal_taps: for each stage the taps of conv_a, dealt out to its blocks in turn.
       pool_time: whether time is halved by max-pooling after stage 1.
+      window: positions (T, H, W) of the last map that the classifier sees at once; None for all.
       zero_init_residual: whether each block's last BatchNorm scale starts at 0 (the block is then
         its shortcut).
     """
@@ -56,6 +63,7 @@ class InflatedResNet(VideoClassifier):
     stem_frames: int = 1
     temporal_taps: tuple[tuple[int, ...], ...] = ((1,), (1,), (3,), (3,))
     pool_time: bool = False
+    window: Triple | None = None
     zero_init_residual: bool = False
 
     @nn.compact
@@ -89,7 +97,8 @@ class InflatedResNet(VideoClassifier):
             )
             x = self.stage(blocks, x)
             maps.append(x)
-        return self.classify(global_average_pool(x), maps, train)
+        outputs = self.classify(average_windows(x, self.window), maps, train)
+        return mean_over_windows(outputs)
 
 
 def _pytorchvideo(*numbers: int) -> TorchNames:
@@ -116,6 +125,7 @@ slow_r50 = Entry(
         stem_frames=1,
         temporal_taps=((1,), (1,), (3,), (3,)),
         pool_time=False,
+        window=(8, 7, 7),
     ),
     clip=(8, 224, 224),
     source="Feichtenhofer et al. 2019; pytorchvideo slow_r50 (8x8)",
@@ -128,6 +138,7 @@ i3d_r50 = Entry(
         stem_frames=5,
         temporal_taps=((3,), (3, 1), (3, 1), (1, 3)),
         pool_time=True,
+        window=(4, 7, 7),
     ),
     clip=(8, 224, 224),
     source="Carreira and Zisserman 2017; pytorchvideo i3d_r50 (8x8)",

@@ -48,10 +48,12 @@ from flax import linen as nn
 
 from skd_jax.models.blocks import ConvNorm, scaled
 from skd_jax.models.classifier import VideoClassifier
+from skd_jax.models.conv3d import Triple
 from skd_jax.models.entry import Entry
 from skd_jax.models.layers import max_pool, uniform_fan_in
 from skd_jax.models.outputs import Outputs
 from skd_jax.models.torch_names import TorchNames
+from skd_jax.models.windows import average_windows, mean_over_windows
 
 Block = tuple[int, int, int, int, int, int]  # (b0, m1, b1, m2, b2, b3)
 
@@ -136,9 +138,11 @@ class S3D(VideoClassifier):
 
     Attributes:
       inception: channels of the Inception blocks of stages 2, 3 and 4.
+      window: positions (T, H, W) of the last map that the classifier sees at once.
     """
 
     inception: tuple[tuple[Block, ...], tuple[Block, ...], tuple[Block, ...]] = _INCEPTION
+    window: Triple = (2, 7, 7)
     dropout: float = 0.2
 
     @nn.compact
@@ -185,11 +189,8 @@ class S3D(VideoClassifier):
         for pool, blocks in zip(_POOLS, stages, strict=True):
             x = self.stage(blocks, max_pool(x, *pool))
             maps.append(x)
-        window = tuple(min(k, n) for k, n in zip((2, 7, 7), x.shape[1:4], strict=True))
-        pooled = nn.avg_pool(x.astype(jnp.float32), window)
-        outputs = self.classify(pooled, maps, train)
-        over = (1, 2, 3)
-        return Outputs(jnp.mean(outputs.logits, over), jnp.mean(pooled, over), outputs.maps)
+        outputs = self.classify(average_windows(x, self.window), maps, train)
+        return mean_over_windows(outputs)
 
 
 _TORCH = TorchNames(
@@ -209,6 +210,7 @@ MODELS: dict[str, Entry] = {
         functools.partial(
             S3D,
             inception=_INCEPTION,
+            window=(2, 7, 7),
         ),
         clip=(16, 224, 224),
         source="Xie et al. 2018, torchvision",

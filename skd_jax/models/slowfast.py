@@ -4,18 +4,22 @@ Feichtenhofer et al., "SlowFast Networks for Video Recognition", ICCV 2019; geom
 `create_slowfast` of pytorchvideo 0.1.5 builds it from PySlowFast's configurations SLOWFAST_4x16_R50
 and SLOWFAST_8x8_R50. The names say frames x stride of the slow pathway.
 
-The network takes the fast pathway's clip; the slow pathway sees its frames 0, alpha, 2 alpha, ...
-as in the paper. (PySlowFast's loader spreads the same number of frames evenly from the first to the
-last instead: 0, 10, 20, 31 of 32 for alpha = 8.) Both pathways are the ResNet-50 of `i3d.py`
-without pooling of time:
+The network takes the fast pathway's clip; the slow pathway sees one in alpha of its frames, spread
+evenly from the first to the last (0, 10, 20, 31 of 32 for alpha = 8), as the checkpoints were
+trained and are used: `pack_pathway_output` in PySlowFast's slowfast/datasets/utils.py,
+`PackPathway` on pytorchvideo's PyTorch Hub page. (The paper's temporal stride alpha would be 0, 8,
+16, 24.) Both pathways are the ResNet-50 of `i3d.py` without pooling of time:
   slow  stem 1x7x7 to 64 channels, conv_a with 1, 1, 3, 3 temporal taps in stages 1 to 4
   fast  stem 5x7x7 to 8 channels, an eighth of the slow ones throughout, conv_a with 3 taps
 After the stem and after stages 1 to 3 a lateral k x 1 x 1 convolution of stride (alpha, 1, 1) with
 BatchNorm and ReLU takes the fast pathway's f channels to 2 f, which are appended to the slow ones.
-The embedding is both pathways' pooled features: 2048 + 256.
-                    alpha  k  usual clip
-  slowfast_r50      8      5  32 frames (4x16)
-  slowfast_r50_8x8  4      7  32 frames (8x8; pytorchvideo's hub calls this one slowfast_r50)
+The embedding is both pathways' pooled features: 2048 + 256. They are averaged over windows of n x 7
+x 7 and 32 x 7 x 7 positions, stride 1, and the classifier's outputs over the windows, as
+pytorchvideo's are: one window at 224 x 224, four at 256 x 256; see `windows.py`. (PySlowFast,
+testing, takes the mean of the windows' softmax instead.)
+                    alpha  k  n  usual clip
+  slowfast_r50      8      5  4  32 frames (4x16)
+  slowfast_r50_8x8  4      7  8  32 frames (8x8; pytorchvideo's hub calls this one slowfast_r50)
 
 Parameters by the rule in `bottleneck.py` at width 1; stages 1 to 4 of the slow pathway begin from
 80, 320, 640, 1280 channels:
@@ -38,15 +42,32 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from skd_jax.models.blocks import scaled
 from skd_jax.models.bottleneck import PYTORCHVIDEO_BRANCH, Stem, bottlenecks
 from skd_jax.models.classifier import VideoClassifier
+from skd_jax.models.conv3d import Triple
 from skd_jax.models.entry import Entry
-from skd_jax.models.layers import global_average_pool
 from skd_jax.models.outputs import Outputs
 from skd_jax.models.torch_names import TorchNames
+from skd_jax.models.windows import average_windows, mean_over_windows
+
+
+def slow_frames(frames: int, alpha: int) -> list[int]:
+    """Which of a clip's frames the slow pathway sees: floor(i (T - 1) / (n - 1)), i = 0 to n - 1.
+
+    These are the references' `torch.linspace(0, T - 1, T // alpha).long()`, in whole numbers: for
+    T a multiple of alpha up to 256 float32 rounds one frame down, of 160 for alpha = 4. Where T is
+    no multiple, on which the references fail, n = ceil(T / alpha), as many as the laterals give.
+
+    Args:
+      frames: T.
+      alpha: fast frames to one slow frame.
+    """
+    count = -(-frames // alpha)
+    return [i * (frames - 1) // max(1, count - 1) for i in range(count)]
 
 
 class Fusion(nn.Module):
@@ -80,6 +101,8 @@ class SlowFast(VideoClassifier):
       stage_sizes: blocks in each stage, in both pathways.
       alpha: fast frames to one slow frame.
       fusion_taps: temporal taps of the lateral convolutions.
+      windows: positions (T, H, W) of the last maps, slow and fast, that the classifier sees at
+        once; None for all.
       zero_init_residual: whether each block's last BatchNorm scale starts at 0 (the block is then
         its shortcut).
     """
@@ -87,6 +110,7 @@ class SlowFast(VideoClassifier):
     stage_sizes: tuple[int, ...] = (3, 4, 6, 3)
     alpha: int = 8
     fusion_taps: int = 5
+    windows: tuple[Triple | None, Triple | None] = (None, None)
     zero_init_residual: bool = False
 
     @nn.compact
@@ -102,7 +126,7 @@ class SlowFast(VideoClassifier):
           ValueError: clips of another rank or number of channels.
         """
         fast, conv, norm = self.prepare(clips, train)
-        slow = fast[:, :: self.alpha]
+        slow = fast[:, np.array(slow_frames(fast.shape[1], self.alpha))]
         slow_inner = scaled(64, self.width)
         fast_inner = scaled(slow_inner, 1 / 8)
 
@@ -133,8 +157,13 @@ class SlowFast(VideoClassifier):
             slow = self.stage(slow_blocks, slow)
             fast = self.stage(fast_blocks, fast)
             maps.append(slow)
-        pooled = [global_average_pool(slow), global_average_pool(fast)]
-        return self.classify(jnp.concatenate(pooled, axis=-1), maps, train)
+        pooled = [
+            # The windows of a clip longer than usual differ in number over time, not over space.
+            jnp.mean(average_windows(x, window), axis=1, keepdims=True)
+            for x, window in zip((slow, fast), self.windows, strict=True)
+        ]
+        outputs = self.classify(jnp.concatenate(pooled, axis=-1), maps, train)
+        return mean_over_windows(outputs)
 
 
 _PATHWAYS = {"slow": 0, "fast": 1}
@@ -156,17 +185,30 @@ _TORCH = TorchNames(
         (r"^fusion(\d)/", r"blocks.\1.multipathway_fusion."),
         (r"^fc$", "blocks.6.proj"),
     ),
+    hint="pytorchvideo's slowfast_r50 is slowfast_r50_8x8 here, its SLOWFAST_4x16_R50 slowfast_r50",
 )
 
 MODELS: dict[str, Entry] = {
     "slowfast_r50": Entry(
-        functools.partial(SlowFast, stage_sizes=(3, 4, 6, 3), alpha=8, fusion_taps=5),
+        functools.partial(
+            SlowFast,
+            stage_sizes=(3, 4, 6, 3),
+            alpha=8,
+            fusion_taps=5,
+            windows=((4, 7, 7), (32, 7, 7)),
+        ),
         clip=(32, 224, 224),
         source="Feichtenhofer et al. 2019; pytorchvideo, PySlowFast SLOWFAST_4x16_R50",
         torch=_TORCH,
     ),
     "slowfast_r50_8x8": Entry(
-        functools.partial(SlowFast, stage_sizes=(3, 4, 6, 3), alpha=4, fusion_taps=7),
+        functools.partial(
+            SlowFast,
+            stage_sizes=(3, 4, 6, 3),
+            alpha=4,
+            fusion_taps=7,
+            windows=((8, 7, 7), (32, 7, 7)),
+        ),
         clip=(32, 224, 224),
         source="Feichtenhofer et al. 2019; pytorchvideo slowfast_r50 (8x8)",
         torch=_TORCH,

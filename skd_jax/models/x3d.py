@@ -11,10 +11,15 @@ conv_b 3x3x3 depthwise, BatchNorm; squeeze-and-excitation on blocks 0, 2, 4, ...
 conv_c 1x1x1 to c, BatchNorm; plus the shortcut; ReLU. The shortcut of each first block is a strided
 1x1x1 projection, with BatchNorm only where the number of channels changes: not in stage 1.
 Squeeze-and-excitation narrows to r = m / 16, rounded to a multiple of 8 as the reference does, at
-least 8: 8, 8, 16, 32. Head: pre_conv 1x1x1 to m = 432, BatchNorm, ReLU, mean over the clip,
-post_conv 1x1x1 to 2048 without bias or BatchNorm, ReLU (the embedding), classifier. The reference
-pools with the window that the nominal clip needs and averages the classifier's outputs over what is
-left; at the nominal clip that is the mean over the clip, as here at every size.
+least 8: 8, 8, 16, 32. Head: pre_conv 1x1x1 to m = 432, BatchNorm, ReLU, mean over a window,
+post_conv 1x1x1 to 2048 without bias or BatchNorm, ReLU (the embedding), classifier, softmax, mean
+over the windows (stride 1). The window is the last map of the clip trained on, the windows are more
+at the crops tested on; see `windows.py`:
+          window    trained  tested    windows
+  x3d_xs   4x5x5    160      182       1x2x2
+  x3d_s   13x5x5    160      182       1x2x2
+  x3d_m   16x7x7    224      256       1x2x2
+  x3d_l   16x10x10  312      356       1x3x3
 
 Parameters at width 1, a block going from i to c channels:
   stem    3 * 9 * 24 + 5 * 24 + 2 * 24 = 816
@@ -48,9 +53,9 @@ from skd_jax.models.bottleneck import PYTORCHVIDEO_BRANCH
 from skd_jax.models.classifier import VideoClassifier
 from skd_jax.models.conv3d import Triple
 from skd_jax.models.entry import Entry
-from skd_jax.models.layers import global_average_pool
 from skd_jax.models.outputs import Outputs
 from skd_jax.models.torch_names import TorchNames
+from skd_jax.models.windows import average_windows, mean_over_windows
 
 
 def squeezed(channels: int) -> int:
@@ -117,14 +122,18 @@ class X3D(VideoClassifier):
     """X3D video classifier; `apply(variables, clips, train=...)` gives `Outputs`.
 
     The maps are the outputs of the four stages; the embedding comes from the head's convolutions.
+    In evaluation the softmax of the logits is the mean of the windows' softmax, in training the
+    logits are the mean of the windows'.
 
     Attributes:
       stage_sizes: blocks in each stage.
+      window: positions (T, H, W) of the last map that the head sees at once; None for all.
       zero_init_residual: whether each block's last BatchNorm scale starts at 0 (the block is then
         its shortcut).
     """
 
     stage_sizes: tuple[int, ...] = (3, 5, 11, 7)
+    window: Triple | None = None
     zero_init_residual: bool = False
 
     @nn.compact
@@ -160,10 +169,10 @@ class X3D(VideoClassifier):
             x = self.stage(blocks, x)
             maps.append(x)
         x = conv(int(2.25 * x.shape[-1]), (1, 1, 1), name="pre_conv")(x)
-        x = global_average_pool(nn.relu(norm(name="pre_norm")(x)))[:, None, None, None]
+        x = average_windows(nn.relu(norm(name="pre_norm")(x)), self.window)
         x = conv(scaled(2048, self.width), (1, 1, 1), name="post_conv")(x)
-        embedding = nn.relu(x[:, 0, 0, 0]).astype(jnp.float32)
-        return self.classify(embedding, maps, train)
+        outputs = self.classify(nn.relu(x).astype(jnp.float32), maps, train)
+        return mean_over_windows(outputs, probabilities=not train)
 
 
 _TORCH = TorchNames(
@@ -180,14 +189,19 @@ _TORCH = TorchNames(
         (r"^fc$", "blocks.5.proj"),
     ),
 )
-_SHORT = functools.partial(X3D, stage_sizes=(3, 5, 11, 7))
-_LONG = functools.partial(X3D, stage_sizes=(5, 10, 25, 15))
+_SHORT, _LONG = (3, 5, 11, 7), (5, 10, 25, 15)
 
 MODELS: dict[str, Entry] = {
-    "x3d_xs": Entry(_SHORT, (4, 160, 160), "Feichtenhofer 2020; pytorchvideo x3d_xs", _TORCH),
-    "x3d_s": Entry(_SHORT, (13, 160, 160), "Feichtenhofer 2020; pytorchvideo x3d_s", _TORCH),
-    "x3d_m": Entry(_SHORT, (16, 224, 224), "Feichtenhofer 2020; pytorchvideo x3d_m", _TORCH),
-    "x3d_l": Entry(
-        _LONG, (16, 312, 312), "Feichtenhofer 2020; pytorchvideo, PySlowFast X3D_L", _TORCH
-    ),
+    name: Entry(
+        functools.partial(X3D, stage_sizes=sizes, window=window),
+        clip=clip,
+        source=f"Feichtenhofer 2020; pytorchvideo {reference}",
+        torch=_TORCH,
+    )
+    for name, sizes, clip, window, reference in [
+        ("x3d_xs", _SHORT, (4, 160, 160), (4, 5, 5), "x3d_xs"),
+        ("x3d_s", _SHORT, (13, 160, 160), (13, 5, 5), "x3d_s"),
+        ("x3d_m", _SHORT, (16, 224, 224), (16, 7, 7), "x3d_m"),
+        ("x3d_l", _LONG, (16, 312, 312), (16, 10, 10), "x3d_l, PySlowFast X3D_L"),
+    ]
 }
