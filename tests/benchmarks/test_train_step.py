@@ -178,7 +178,8 @@ def test_a_tiny_run(local, monkeypatch, tmp_path, capsys):
     out = capsys.readouterr().out
     assert "3x3x3x8x8, stride 1x1x1: plain" in out
     line = out.splitlines()[-1]
-    assert line.startswith("| r3d_10 | 4 of 2x16x16 | supervised | float32 | 500.0 ms |")
+    # Two steps in a turn of half a second.
+    assert line.startswith("| r3d_10 | 4 of 2x16x16 | supervised | float32 | 250.0 ms |")
     assert line.count("planned") == 2
     (made,) = json.loads(path.read_text())["rows"]
     ours, mixed = made["losses"].values()
@@ -194,10 +195,25 @@ def _first_of_each(cases, dtype, runs):
     return {key: ("matmul" if choices.pointwise(key) else "plain", {}) for key in found}
 
 
-def test_memory_alone(local, capsys):
-    arguments = "--models r3d_10 --shapes 2x16x16x4 --methods supervised --memory --no-remat"
+def test_memory_alone(monkeypatch, capsys):
+    """As a device reports it: after steps, with and without recomputation, nothing timed."""
+    asked = []
+
+    class Reporting(Local):
+        def __init__(self, side, remat=False, **_):
+            self.facts, self._remat = {"device": "a GPU", "exact": False, "macs": 1}, remat
+
+        def __call__(self, name, *_):
+            asked.append(name)
+            found = {"memory": ((1 if self._remat else 2) * 2**20, "peak"), "losses": [3, 2, 1]}
+            return 0.5, found.get(name)
+
+    monkeypatch.setattr(train_step, "Side", Reporting)
+    arguments = "--models r3d_10 --shapes 2x16x16x4 --methods supervised --memory"
     assert train_step.main(arguments.split()) == 0
-    assert capsys.readouterr().out.splitlines()[-1].count("MiB planned") == 1
+    assert asked == ["losses", "memory", "steps", "memory"]
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert line.endswith("| 2 MiB peak | 1 MiB peak |")
 
 
 def test_a_side_answers_until_it_is_told_to_end(monkeypatch):
