@@ -105,7 +105,7 @@ def facts(train_step, state, placed) -> str:
     )
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", default="r3d_10")
     parser.add_argument("--width", type=float, default=0.5)
@@ -116,7 +116,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--replicas", default="pmap")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
 
     if jax.default_backend() == "cpu":
         memory.keep_freed_memory()

@@ -2,7 +2,7 @@
 
 torchvision's video ResNets (`torchvision/models/video/resnet.py`) and MobileNetV2-3D
 (okankop/Efficient-3DCNNs, `models/mobilenetv2.py`), so that what `skd_jax` exports fits in: the
-benchmark loads it, and compares the logits before it times anything.
+benchmark loads it, and compares the losses of the first steps before it times anything.
 """
 
 import functools

@@ -114,8 +114,8 @@ def _augmented(clips, flip, crop):
     return images.transpose(2, 3)
 
 
-def make_step(trained, method, crop, channels_last, dtype, device):
-    """A function of a batch that updates `trained` and returns the loss."""
+def make_step(trained, method, crop, channels_last, dtype, device, compiled):
+    """A function of a batch that updates `trained` and returns the loss; `compiled`: by torch.compile."""
     decayed = [p for p in trained.parameters() if p.ndim > 1]
     others = [p for p in trained.parameters() if p.ndim <= 1]
     optimiser = torch.optim.SGD(
@@ -133,7 +133,7 @@ def make_step(trained, method, crop, channels_last, dtype, device):
             views = [view.contiguous(memory_format=layout) for view in clips.unbind(1)]
         return LOSSES[method](trained, views, batch["label"].long())
 
-    if device == "cuda":
+    if compiled:
         loss_of = torch.compile(loss_of)
 
     def step(batch):

@@ -1,37 +1,45 @@
 """Seconds per training step: this project's beside the same network, loss and optimiser in PyTorch.
 
     python -m benchmarks.train_step
-    python -m benchmarks.train_step --models r3d_18 --shapes 16x112x112x64 --dtype bfloat16
+    python -m benchmarks.train_step --models r3d_18 r2plus1d_18 --shapes 16x112x112x64 --dtype bfloat16 \\
+        --lowerings plain folded mixed --apart
 
 The step is the whole one: uint8 clips already on the device are resized, flipped and normalised; forward and
 backward pass; SGD with Nesterov momentum and weight decay. "supervised" sees one view of a video,
 "skd_srl" two, in separate passes, with projector, predictor and the three losses. PyTorch does the
-same from the same weights, and the losses of the first step are compared before anything is timed. It runs once with
-its default memory format and once with channels_last_3d; the faster one counts. On a GPU it runs under
-autocast (bfloat16) and torch.compile.
+same from the same weights, and the losses of the first three steps are compared before anything is
+timed: the first sees the forward pass, the others the gradients and the optimiser. It runs once with
+its default memory format and once with channels_last_3d, in bfloat16 (autocast) with the latter alone;
+the faster one counts. On a GPU its loss is compiled (torch.compile), elsewhere with --compile.
 
 Each side lives in a process of its own with the same cores and, on Linux, large pages (skd_jax/memory.py);
-they take turns, round by round, while the other sleeps, and a turn's first step is not counted. The ratio is the median over the rounds of ours / PyTorch's: below 1 ours is quicker.
-`--lowerings plain folded` times those of `skd_jax/models/conv3d.py` beside the table's choice.
+they take turns, round by round, while the others sleep, and a turn's first step is not counted. With
+--apart each has all its rounds before the next one starts, for a device whose memory does not hold all
+of them. The ratio is the median over the rounds of ours / PyTorch's: below 1 ours is quicker.
+
+--lowerings times others than the table's choice (skd_jax/models/choices.py): "plain" and "folded" for every
+convolution that they can compute, "mixed" for each convolution of the network the one that is quickest by
+itself, forward and gradients, measured with benchmarks/convolutions.py on the device before the step is compiled.
 
 FLOP/s are 6 times the multiply-accumulates of a forward pass (forward, and twice as much backward)
-times the clips, a convention that both sides share; their share of the peak that a square matrix product
-reached in the same process is the utilisation. Memory is what XLA plans for the step (arguments and
-temporaries), with `--memory` also with recomputation of the activations (remat).
+times the clips, a convention that both sides share; their share of the peak that a chain of square matrix
+products of the dtype reached in the same process is the utilisation (on a GPU float32 means TF32 on both sides,
+the default of their convolutions). Memory is the most that the device reports to have held (first steps,
+initialisation and XLA's trials of algorithms included) or, where it reports none, as on CPU, what XLA
+plans for the step (arguments and temporaries): "peak" or "planned"; also with the activations
+recomputed (remat).
 """
 
 import argparse
 import contextlib
 import dataclasses
 import functools
-import importlib.metadata
 import importlib.util
 import itertools
 import json
 import multiprocessing
 import os
 import pathlib
-import platform
 import signal
 import statistics
 import sys
@@ -39,16 +47,26 @@ import time
 
 import numpy as np
 
+from benchmarks import machine
 from skd_jax import memory
 
 MODELS = ("r3d_18", "r2plus1d_18", "mc3_18", "mobilenetv2_x1")
 SHAPES = ("8x112x112x4", "8x64x64x16")
 METHODS = {"supervised": 1, "skd_srl": 2}
+LOWERINGS = ("plain", "folded", "mixed")
 CLASSES = 101
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 RATE, MOMENTUM, DECAY = 0.01, 0.9, 5e-4
 # Of SKD-SRL, the defaults of skd_jax.methods.skd_srl; written down here for PyTorch to use.
 TEMPERATURE, LAMBDA_KD, LAMBDA_SIM, PROJECTOR_OUT, PREDICTOR_HIDDEN = 10.0, 0.1, 0.2, 512, 128
+# Size of the square matrices, and how many products follow on each other: enough to fill the device and
+# to hide what starting a program takes.
+CHAINS = {"cpu": (2048, 2), "gpu": (8192, 20), "tpu": (8192, 20)}
+COMPARED_STEPS = 3
+# Differences of the losses, of the first step and of those after it, as shares of the first loss. Rounding in
+# float32 came to 2e-7, 4e-5 and 6e-4 in the first three (r3d_18, 4 clips of 4x32x32, one core); a step of
+# PyTorch's without momentum was 0.14 and 0.23 away from ours. Weight decay is too small to be seen.
+TOLERANCES = {"float32": (1e-3, 2e-2), "narrower": (2e-2, 5e-2)}
 
 
 def make_batch(method, frames, crop, batch):
@@ -69,20 +87,31 @@ def make_batch(method, frames, crop, batch):
 
 
 class JaxSide:
-    """This project's step, compiled."""
+    """This project's step, compiled.
+
+    Attributes:
+      facts: {"device": its kind, "exact": whether it multiplies float32 in float32, "macs":
+        multiply-accumulates of a clip's forward pass}, and "rows": what `force` says.
+    """
 
     def __init__(self, model, method, frames, crop, batch, dtype, lowering=None, remat=False):
         import jax
         import optax
 
         from skd_jax import augment, methods, models, step
-        from skd_jax.models import conv3d
+        from skd_jax.models import cost
 
-        if lowering is not None:
-            conv3d.choose_lowering = _forced(conv3d, lowering)
-        memory.keep_freed_memory()  # as main.py does
         self._jax = jax
+        if jax.default_backend() == "cpu":
+            memory.keep_freed_memory()  # as main.py does
         built = models.create(model, CLASSES, dtype=dtype, remat=remat)
+        self.facts = {
+            "device": machine.device(),
+            "exact": jax.default_backend() == "cpu",
+            "macs": cost.cost(models.create(model, CLASSES), (frames, crop, crop)).macs,
+        }
+        if lowering is not None:
+            self.facts["rows"] = force(lowering, built, (batch, frames, crop, crop, 3), dtype)
         tx = optax.chain(
             optax.add_decayed_weights(DECAY, mask=lambda p: jax.tree.map(lambda x: x.ndim > 1, p)),
             optax.sgd(RATE, momentum=MOMENTUM, nesterov=True),
@@ -102,12 +131,14 @@ class JaxSide:
         self.batch = jax.device_put(data)
         lowered = jax.jit(run, donate_argnums=0).lower(self.state, self.batch)
         self._step = lowered.compile()
-        plan = self._step.memory_analysis()
-        self.bytes = plan.argument_size_in_bytes + plan.temp_size_in_bytes
 
     def weights(self):
         """The networks' variables as nested dictionaries of NumPy arrays."""
         return self._jax.device_get(self.state.variables)
+
+    def losses(self, count):
+        """Runs steps; returns the loss of each."""
+        return [self.steps(1) for _ in range(count)]
 
     def steps(self, count):
         """Runs steps; returns the last loss, after the device has finished."""
@@ -116,24 +147,63 @@ class JaxSide:
         self._jax.block_until_ready(self.state)
         return float(metrics["loss"])
 
+    def memory(self):
+        """(bytes, "peak" or "planned") of the device, after the steps so far."""
+        if self._jax.default_backend() != "cpu":
+            reported = self._jax.devices()[0].memory_stats() or {}
+            if "peak_bytes_in_use" in reported:
+                return reported["peak_bytes_in_use"], "peak"
+        plan = self._step.memory_analysis()
+        return plan.argument_size_in_bytes + plan.temp_size_in_bytes, "planned"
+
     def peak(self, dtype, size):
-        """FLOP/s of a square matrix product."""
-        jnp = self._jax.numpy
-        a = jnp.ones((size, size), dtype)
-        product = self._jax.jit(lambda a, b: a @ b)
-        return 2 * size**3 / _quickest(lambda: self._jax.block_until_ready(product(a, a)))
+        """FLOP/s of a chain of square matrix products; size 0: as large as the backend needs."""
+        jax = self._jax
+        usual, length = CHAINS.get(jax.default_backend(), CHAINS["gpu"])
+        factors = [jax.numpy.asarray(a, dtype) for a in _factors(size or usual)]
+        product = jax.jit(lambda a, b: functools.reduce(lambda a, _: a @ b, range(length), a))
+        seconds = _quickest(lambda: jax.block_until_ready(product(*factors)))
+        return 2 * length * (size or usual) ** 3 / seconds
 
 
-def _forced(conv3d, lowering):
-    choose = conv3d.choose_lowering
+def force(lowering, model, clips, dtype):
+    """Puts rows before the table of lowerings in this process, and returns them as text.
 
-    def forced(backend, kernel_shape, strides, padding, groups, dtype):
-        # Depthwise kernels are no candidates for folding.
-        if lowering == "folded" and groups > 1:
-            return choose(backend, kernel_shape, strides, padding, groups, dtype)
-        return lowering
+    Args:
+      lowering: one of `LOWERINGS`.
+      model: the classifier whose convolutions "mixed" measures.
+      clips: shape (B, T, H, W, 3).
+      dtype: name of the dtype that the model computes in.
+    """
+    import jax
 
-    return forced
+    from skd_jax.models import choices
+
+    backend, said = jax.default_backend(), []
+    if lowering == "mixed":
+        from benchmarks import convolutions
+
+        found = convolutions.quickest(convolutions.cases_of(model, clips, dtype), dtype, runs=5)
+        rows = [
+            (backend, functools.partial(choices.Convolution.__eq__, convolution), name)
+            for convolution, (name, _) in found.items()
+        ]
+        for convolution, (name, times) in found.items():
+            kernel, strides = ("x".join(map(str, part)) for part in convolution[:2])
+            others = ", ".join(f"{other} {ms:.2f}" for other, ms in times.items())
+            said.append(f"{kernel}, stride {strides}: {name} ({others} ms)")
+    else:
+        # Folding is for one group of channels.
+        fits = choices.every if lowering == "plain" else lambda found: found.groups == 1
+        rows = [(backend, fits, lowering)]
+    choices.TABLE = (*rows, *choices.TABLE)
+    return said
+
+
+def _factors(size):
+    """Two matrices whose products neither grow nor vanish; zeros or ones would flatter a GPU's clock."""
+    rng = np.random.default_rng(0)
+    return [(rng.standard_normal((size, size), np.float32) / np.float32(size**0.5)) for _ in "ab"]
 
 
 def _without_colour(settings):
@@ -151,20 +221,28 @@ def _without_colour(settings):
 class TorchSide:
     """The same step in PyTorch."""
 
-    def __init__(self, model, method, frames, crop, batch, dtype, channels_last):
+    def __init__(self, model, method, frames, crop, batch, dtype, channels_last, compiled=None):
         import torch
 
         from benchmarks import torch_networks, torch_step
 
-        torch.set_num_threads(len(os.sched_getaffinity(0)))
+        torch.set_num_threads(machine.cores())
         torch.manual_seed(0)
         self._torch, self._model = torch, model
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.facts = {"device": machine.processor(), "exact": self.device == "cpu"}
+        if self.device == "cuda":
+            self.facts["device"] = torch.cuda.get_device_name()
+            # What XLA does by itself: it tries algorithms, and multiplies float32 as TF32.
+            torch.backends.cudnn.benchmark = True
+            torch.set_float32_matmul_precision("high")
         self.trained = torch_step.Trained(torch_networks.NETWORKS[model](CLASSES), method)
         layout = torch.channels_last_3d if channels_last else torch.contiguous_format
         self.trained.to(self.device, memory_format=layout)
+        if compiled is None:
+            compiled = self.device == "cuda"
         self._step = torch_step.make_step(
-            self.trained, method, crop, channels_last, dtype, self.device
+            self.trained, method, crop, channels_last, dtype, self.device, compiled
         )
         data = make_batch(method, frames, crop, batch)
         self.batch = {
@@ -176,25 +254,39 @@ class TorchSide:
         """Starts from skd_jax's weights."""
         self.trained.load(self._model, weights)
 
+    def losses(self, count):
+        return [self.steps(1) for _ in range(count)]
+
     def steps(self, count):
         for _ in range(count):
             loss = self._step(self.batch)
         return loss.item()  # waits for the device
 
+    def memory(self):
+        """(bytes, "peak") of the GPU, None elsewhere."""
+        if self.device == "cuda":
+            return self._torch.cuda.max_memory_allocated(), "peak"
+        return None
+
     def peak(self, dtype, size):
         torch = self._torch
-        a = torch.ones((size, size), dtype=getattr(torch, dtype), device=self.device)
+        usual, length = CHAINS["gpu" if self.device == "cuda" else "cpu"]
+        a, b = (
+            torch.from_numpy(factor).to(self.device, getattr(torch, dtype))
+            for factor in _factors(size or usual)
+        )
 
+        @torch.no_grad()
         def product():
-            result = a @ a
+            result = functools.reduce(lambda a, _: a @ b, range(length), a)
             if self.device == "cuda":
                 torch.cuda.synchronize()
             return result
 
-        return 2 * size**3 / _quickest(product)
+        return 2 * length * (size or usual) ** 3 / _quickest(product)
 
 
-def _quickest(action, count=10):
+def _quickest(action, count=5):
     action()
     times = []
     for _ in range(count):
@@ -209,16 +301,19 @@ def _quickest(action, count=10):
 
 def serve(connection, side, options):
     """A side in a process of its own: answers (method name, arguments) with (seconds, result)."""
+    # JAX would take three quarters of a GPU's memory at once, beside the other sides; before it is imported.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     try:
         served = {"jax": JaxSide, "torch": TorchSide}[side](**options)
-        connection.send(("ready", getattr(served, "bytes", None)))
+        connection.send(("ready", served.facts))
         while (request := connection.recv()) is not None:
             name, arguments = request
             start = time.perf_counter()
             result = getattr(served, name)(*arguments)
             connection.send((time.perf_counter() - start, result))
     except Exception as error:  # noqa: BLE001, told to the parent
-        connection.send(("failed", f"{type(error).__name__}: {str(error).splitlines()[0]}"))
+        lines = str(error).splitlines() or [""]
+        connection.send(("failed", f"{type(error).__name__}: {lines[0]}"))
 
 
 class Side:
@@ -229,9 +324,9 @@ class Side:
         self._connection, far = context.Pipe()
         self._process = context.Process(target=serve, args=(far, side, options), daemon=True)
         self._process.start()
-        state, self.bytes = self._connection.recv()
+        state, self.facts = self._connection.recv()
         if state == "failed":
-            raise RuntimeError(self.bytes)
+            raise RuntimeError(self.facts)
 
     def __call__(self, name, *arguments):
         os.kill(self._process.pid, signal.SIGCONT)
@@ -264,93 +359,189 @@ def race(sides, rounds, seconds):
     return times
 
 
-def compare(model, shape, method, options):
-    """Times one case and returns its row."""
-    frames, height, width, batch = map(int, shape.split("x"))
-    if height != width:
-        raise SystemExit(f"--shapes takes square clips, TxSxSxBATCH; got {shape}")
-    case = {"model": model, "method": method, "frames": frames, "crop": height}
-    case |= {"batch": batch, "dtype": options.dtype}
-    with contextlib.ExitStack() as stack:
-        ours = stack.enter_context(Side("jax", **case))
-        sides, peers = {"skd_jax": ours}, {}
-        for lowering in options.lowerings:
-            name = f"skd_jax, {lowering}"
-            sides[name] = stack.enter_context(Side("jax", **case, lowering=lowering))
-        if not options.no_torch:
-            _, weights = ours("weights")
-            for name, last in (("PyTorch", False), ("PyTorch, channels_last_3d", True)):
-                if options.dtype == "bfloat16" and not last:
-                    continue
-                peers[name] = stack.enter_context(Side("torch", **case, channels_last=last))
-                peers[name]("load", weights)
-        losses = {name: side("steps", 1)[1] for name, side in (sides | peers).items()}
-        reference, tolerance = losses["skd_jax"], 1e-3 if options.dtype == "float32" else 5e-2
-        for name, loss in losses.items():
-            if not abs(loss - reference) <= tolerance * abs(reference):
-                raise SystemExit(f"{model}: {name} starts at loss {loss}, skd_jax at {reference}")
-        times = race(sides | peers, options.rounds, options.seconds)
-        peaks = {}
-        if options.peak:
-            for name, side in {"skd_jax": ours, **dict(itertools.islice(peers.items(), 1))}.items():
-                peaks[name] = side("peak", options.dtype, options.peak)[1]
-    medians = {name: statistics.median(column) for name, column in times.items()}
+def contenders(case, options):
+    """{name: options of its `Side`}, "skd_jax" first."""
+    found = {"skd_jax": {"side": "jax", **case}}
+    for lowering in options.lowerings:
+        found[f"skd_jax, {lowering}"] = {"side": "jax", **case, "lowering": lowering}
+    if not options.no_torch:
+        peer = {"side": "torch", **case, "compiled": options.compile or None}
+        if options.dtype == "float32":
+            found["PyTorch"] = {**peer, "channels_last": False}
+        found["PyTorch, channels_last_3d"] = {**peer, "channels_last": True}
+    return found
+
+
+def check_losses(model, losses, exact):
+    """Stops where a side's first losses are not those of skd_jax.
+
+    Args:
+      model: name of the network, for the message.
+      losses: {side: losses of its first steps}.
+      exact: whether the sides compute in float32 and multiply in it too.
+    """
+    tolerances = TOLERANCES["float32" if exact else "narrower"]
+    reference = losses["skd_jax"]
+    for name, column in losses.items():
+        for i, (loss, wanted) in enumerate(zip(column, reference, strict=True)):
+            if not abs(loss - wanted) <= tolerances[min(i, 1)] * abs(reference[0]):
+                raise SystemExit(
+                    f"{model}: step {i + 1} of {name} has loss {loss:.5f}, of skd_jax {wanted:.5f}; "
+                    f"the first losses are {_brief(column)} and {_brief(reference)}"
+                )
+
+
+def compare(case, options):
+    """Times one case, or its memory alone, and returns its row."""
+    starts, weights, exact = contenders(case, options), None, True
+    names = list(starts)
+    row = {**case, "clips": case["batch"] * METHODS[case["method"]], "memory": {}, "rows": {}}
+    row |= {"losses": {}, "times": {}, "peak_flops": {}, "devices": {}}
+    groups = [[name] for name in names] if options.apart else [names]
+    if options.memory:
+        groups = [["skd_jax"]]
+    for group in groups:
+        with contextlib.ExitStack() as stack:
+            sides = {name: stack.enter_context(Side(**starts[name])) for name in group}
+            for name, side in sides.items():
+                row["devices"][name] = side.facts["device"]
+                row["rows"][name] = side.facts.get("rows", [])
+                if name == "skd_jax":
+                    row["macs"] = side.facts["macs"]
+                    if not options.no_torch and not options.memory:
+                        weights = side("weights")[1]
+                if starts[name]["side"] == "torch":
+                    side("load", weights)
+                row["losses"][name] = side("losses", COMPARED_STEPS)[1]
+                row["memory"][name] = side("memory")[1]
+                exact &= case["dtype"] == "float32" and side.facts["exact"]
+            check_losses(case["model"], row["losses"], exact)
+            if options.memory:
+                break
+            row["times"] |= race(sides, options.rounds, options.seconds)
+            measured = () if options.no_peak else ("skd_jax", "PyTorch, channels_last_3d")
+            for name in (name for name in measured if name in sides):
+                row["peak_flops"][name] = sides[name]("peak", case["dtype"], options.peak)[1]
+    if not options.no_remat:
+        with Side("jax", **case, remat=True) as side:
+            if row["memory"]["skd_jax"][1] == "peak":
+                side("steps", 2)
+            row["memory"]["remat"] = side("memory")[1]
+    return row | summary(row)
+
+
+def summary(row):
+    """What follows from the times: medians, the faster peer, the ratio of ours to its."""
+    medians = {name: statistics.median(column) for name, column in row["times"].items()}
+    peers = [name for name in medians if name.startswith("PyTorch")]
     fastest = min(peers, key=medians.get, default=None)
-    ratio = fastest and [a / b for a, b in zip(times["skd_jax"], times[fastest], strict=True)]
+    ratios = []
+    if fastest:
+        pairs = zip(row["times"]["skd_jax"], row["times"][fastest], strict=True)
+        ratios = [ours / theirs for ours, theirs in pairs]
     return {
-        **case,
-        "clips": batch * METHODS[method],
         "seconds": medians,
-        "losses": losses,
         "peer": fastest,
-        "ratio": ratio and statistics.median(ratio),
-        "ratio_range": ratio and [min(ratio), max(ratio)],
-        "peak_flops": peaks,
-        "planned_bytes": ours.bytes,
+        "ratio": statistics.median(ratios) if ratios else None,
+        "ratio_range": [min(ratios), max(ratios)] if ratios else None,
     }
+
+
+# --- Tables ---
 
 
 def step_flops(row):
     """Floating-point operations of a step's convolutions and products, by convention."""
-    from skd_jax import models
-    from skd_jax.models.cost import cost
+    return 6 * row["macs"] * row["clips"]
 
-    clip = (row["frames"], row["crop"], row["crop"])
-    return 6 * cost(models.create(row["model"], CLASSES), clip).macs * row["clips"]
+
+def utilisation(row, name):
+    """Share of the matrix product's FLOP/s, None where no peak was measured on the side's framework."""
+    ours = name.startswith("skd_jax")
+    peaks = [v for k, v in row["peak_flops"].items() if k.startswith("skd_jax") == ours]
+    return step_flops(row) / row["seconds"][name] / peaks[0] if peaks else None
 
 
 def print_row(row):
-    flops, ours = step_flops(row), row["seconds"]["skd_jax"]
-    name = f"{row['model']} {row['frames']}x{row['crop']}x{row['crop']}, batch {row['batch']}"
-    print(f"\n{name}, {row['method']}, {row['dtype']}")
-    for side, seconds in row["seconds"].items():
-        peak = row["peak_flops"].get(side)
-        share = f"{flops / seconds / peak:7.1%} of the matrix product" if peak else ""
+    size = f"{row['frames']}x{row['crop']}x{row['crop']}, batch {row['batch']}"
+    print(f"\n{row['model']} {size}, {row['method']}, {row['dtype']}")
+    for name, chosen in row["rows"].items():
+        for line in chosen:
+            print(f"  {name}: {line}")
+    for name, seconds in row["seconds"].items():
+        share = utilisation(row, name)
+        said = "" if share is None else f"{share:7.1%} of the matrix product"
         print(
-            f"  {side:28}{seconds * 1e3:10.1f} ms  {row['clips'] / seconds:8.1f} clips/s  "
-            f"{flops / seconds / 1e9:9.0f} GFLOP/s {share}  {seconds / ours:5.2f} x"
+            f"  {name:28}{seconds * 1e3:10.1f} ms  {row['clips'] / seconds:8.1f} clips/s  "
+            f"{step_flops(row) / seconds / 1e9:9.0f} GFLOP/s {said}  "
+            f"{seconds / row['seconds']['skd_jax']:5.2f} x"
         )
-    if row["ratio"]:
-        low, high = row["ratio_range"]
-        print(f"  ratio to {row['peer']}: {row['ratio']:.2f} ({low:.2f} to {high:.2f})")
-    print(f"  planned memory: {row['planned_bytes'] / 2**20:.0f} MiB", flush=True)
+    for name, found in row["memory"].items():
+        if found:
+            print(f"  memory, {name:28}{_mebibytes(found):>18}")
+    sys.stdout.flush()
 
 
-def print_memory(models, shape, method, dtype):
-    """Planned memory of the step, with and without recomputation."""
-    frames, crop, _, batch = map(int, shape.split("x"))
-    print(f"\nPlanned memory, {frames}x{crop}x{crop}, batch {batch}, {method}, {dtype}")
-    for model in models:
+COLUMNS = ("model", "clips", "method", "dtype", "skd_jax", "PyTorch", "ratio (lowest to highest)")
+COLUMNS += ("clips/s", "utilisation", "PyTorch's", "memory", "with remat")
+
+
+def table(rows):
+    """All rows as one markdown table, lowerings that were forced in columns of their own."""
+    forced = [f"skd_jax, {name}" for name in LOWERINGS]
+    forced = [name for name in forced if any(name in row["seconds"] for row in rows)]
+    columns = (*COLUMNS, *(name.removeprefix("skd_jax, ") for name in forced))
+    lines = [columns, ["---"] * 4 + ["---:"] * (len(columns) - 4)]
+    for row in rows:
+        seconds, peer = row["seconds"], row["peer"]
+        ours = seconds.get("skd_jax")
+        ratio = ""
+        if peer:
+            low, high = row["ratio_range"]
+            ratio = f"{row['ratio']:.2f} ({low:.2f} to {high:.2f})"
+        shares = [utilisation(row, name) if name else None for name in (ours and "skd_jax", peer)]
+        lines.append(
+            [
+                row["model"],
+                f"{row['clips']} of {row['frames']}x{row['crop']}x{row['crop']}",
+                row["method"],
+                row["dtype"],
+                _milliseconds(ours),
+                _milliseconds(seconds.get(peer)),
+                ratio,
+                f"{row['clips'] / ours:.1f}" if ours else "",
+                *("" if share is None else f"{share:.1%}" for share in shares),
+                *(_mebibytes(row["memory"].get(name)) for name in ("skd_jax", "remat")),
+                *(_milliseconds(seconds.get(name)) for name in forced),
+            ]
+        )
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _milliseconds(seconds):
+    return "" if seconds is None else f"{seconds * 1e3:.1f} ms"
+
+
+def _mebibytes(found):
+    return "" if found is None else f"{found[0] / 2**20:.0f} MiB {found[1]}"
+
+
+def _brief(losses):
+    return ", ".join(f"{loss:.5f}" for loss in losses)
+
+
+def cases(options):
+    """{"model", "method", "frames", "crop", "batch", "dtype"} of every row."""
+    for model, shape, method in itertools.product(options.models, options.shapes, options.methods):
+        sizes = shape.split("x")
+        if len(sizes) != 4 or not all(map(str.isdecimal, sizes)) or sizes[1] != sizes[2]:
+            raise SystemExit(f"--shapes takes square clips, TxSxSxBATCH; got {shape}")
+        frames, crop, _, batch = map(int, sizes)
         case = {"model": model, "method": method, "frames": frames, "crop": crop}
-        case |= {"batch": batch, "dtype": dtype}
-        sizes = []
-        for remat in (False, True):
-            with Side("jax", **case, remat=remat) as side:
-                sizes.append(side.bytes / 2**20)
-        print(f"  {model:20}{sizes[0]:9.0f} MiB, with remat {sizes[1]:9.0f} MiB", flush=True)
+        yield case | {"batch": batch, "dtype": options.dtype}
 
 
-def main():
+def parse(arguments):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--models", nargs="+", default=MODELS)
     parser.add_argument("--shapes", nargs="+", default=SHAPES, help="TxSxSxBATCH")
@@ -360,39 +551,49 @@ def main():
         "--lowerings",
         nargs="*",
         default=(),
-        choices=("plain", "folded"),
+        choices=LOWERINGS,
         help="timed beside the table's choice",
     )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=3.0, help="per side and round")
     parser.add_argument(
-        "--peak", type=int, default=2048, help="size of the matrix product; 0: none"
+        "--peak", type=int, default=0, help="size of the matrix products; 0: by backend"
     )
+    parser.add_argument("--no-peak", action="store_true", help="without utilisation")
     parser.add_argument("--cores", type=int, default=0, help="use only so many")
+    parser.add_argument("--apart", action="store_true", help="one side after the other")
+    parser.add_argument("--compile", action="store_true", help="torch.compile on CPU too")
     parser.add_argument("--no-torch", action="store_true")
-    parser.add_argument("--memory", action="store_true", help="only plan memory, and with remat")
+    parser.add_argument("--no-remat", action="store_true", help="memory without remat alone")
+    parser.add_argument("--memory", action="store_true", help="memory alone, nothing timed")
     parser.add_argument("--json", type=pathlib.Path, help="write the rows here too")
-    options = parser.parse_args()
-    cores = sorted(os.sched_getaffinity(0))
-    os.sched_setaffinity(0, cores[: options.cores] if options.cores else cores)
-    if options.memory:
-        print_memory(options.models, options.shapes[0], options.methods[0], options.dtype)
-        return 0
-    if not options.no_torch and importlib.util.find_spec("torch") is None:
+    return parser.parse_args(arguments)
+
+
+def main(arguments=None):
+    options = parse(arguments)
+    planned = list(cases(options))
+    if hasattr(os, "sched_setaffinity"):
+        allowed = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, allowed[: options.cores] if options.cores else allowed)
+    if not (options.no_torch or options.memory) and importlib.util.find_spec("torch") is None:
         raise SystemExit('PyTorch is absent: pip install ".[benchmarks]", or give --no-torch')
-    versions = {"python": platform.python_version()}
-    for name in ("jax", "jaxlib", "torch"):
-        if importlib.util.find_spec(name):
-            versions[name] = importlib.metadata.version(name)
-    print(f"{len(os.sched_getaffinity(0))} cores, {platform.machine()}, {versions}")
+    versions = machine.versions("jax", "jaxlib", "torch")
+    print(f"{machine.processor()}, {versions}")
     rows = []
-    for model, shape, method in itertools.product(options.models, options.shapes, options.methods):
-        rows.append(compare(model, shape, method, options))
-        print_row(rows[-1])
-        if options.json:
-            part = options.json.with_name(options.json.name + ".part")
-            part.write_text(json.dumps({"versions": versions, "rows": rows}, indent=1) + "\n")
-            os.replace(part, options.json)
+    try:
+        for case in planned:
+            rows.append(compare(case, options))
+            print_row(rows[-1])
+            if options.json:
+                part = options.json.with_name(options.json.name + ".part")
+                part.write_text(json.dumps({"versions": versions, "rows": rows}, indent=1) + "\n")
+                os.replace(part, options.json)
+    finally:
+        # What is measured is told, even where a later case did not fit the device.
+        if rows:
+            devices = sorted(set().union(*(row["devices"].values() for row in rows)))
+            print(f"\n{'; '.join(devices)}\n\n{table(rows)}", flush=True)
     return 0
 
 

@@ -8,18 +8,14 @@ expressed in those.
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 from jax import lax
 
-from skd_jax.models import onednn
+from skd_jax.models import choices
+from skd_jax.models.choices import Convolution, choose_lowering
 from skd_jax.models.depthwise import Triple, depthwise
 from skd_jax.models.direct import direct
-from skd_jax.models.folded import folded, side_by_side, temporal
+from skd_jax.models.folded import folded, over_time, side_by_side, temporal
 from skd_jax.names import look_up
-
-# Features from which the written kernel gradient pays; below, its many small products and copies
-# cost more than they save (the demo's whole loop ran 1.25 times slower with them).
-_WRITTEN_FROM = 64
 
 
 def conv3d(
@@ -38,7 +34,9 @@ def conv3d(
       strides: steps over (T, H, W).
       padding: zeros added on each of the two sides of (T, H, W).
       groups: number of groups that the channels and the features are split into.
-      lowering: one of `LOWERINGS`; None takes `choose_lowering` for the default backend.
+      lowering: one of `LOWERINGS`; None takes `choices.choose_lowering` for the default backend,
+        whatever device the computation is placed on. On a device of another backend (under
+        `jax.default_device`, say) "plain" always runs; what is chosen for "cpu" may not.
 
     Returns:
       Shape (B, T', H', W', features), T' = (T + 2 * padding - kt) // stride + 1, likewise H', W'.
@@ -56,29 +54,6 @@ def conv3d(
     return look_up("lowering", lowering, LOWERINGS)(x, kernel, strides, padding, groups)
 
 
-def choose_lowering(
-    backend: str,
-    kernel_shape: tuple[int, ...],
-    strides: Triple,
-    padding: Triple,
-    groups: int,
-    dtype: jnp.dtype,
-) -> str:
-    """The quickest lowering known for a backend ("cpu", "gpu", "tpu"), a convolution and its dtype."""
-    if backend != "cpu":
-        return "plain"
-    window = kernel_shape[:3]
-    if groups > 1 and kernel_shape[3:] == (1, groups):
-        return "depthwise"
-    if window == (1, 1, 1) and not any(padding) and groups == 1:
-        return "matmul"
-    if groups == 1 and dtype == jnp.float32 and onednn.available():
-        return "direct"
-    if window[1:] == (1, 1) and strides[1:] == (1, 1) and not any(padding[1:]) and groups == 1:
-        return "temporal"
-    return "folded"
-
-
 def _plain(x, kernel, strides, padding, groups):
     """XLA's own 3-D convolution."""
     return lax.conv_general_dilated(
@@ -93,16 +68,17 @@ def _plain(x, kernel, strides, padding, groups):
 
 def _folded(x, kernel, strides, padding, groups):
     """2-D convolutions over B * T' images, the temporal taps as further channels."""
-    if groups == 1 and kernel.shape[4] >= _WRITTEN_FROM:
+    written = choices.gradient_is_written() and kernel.shape[4] >= choices.WRITTEN_FROM
+    if groups == 1 and written:
         return folded(x, kernel, tuple(strides), tuple(padding))
     return side_by_side(x, kernel, strides, padding, groups)
 
 
 def _direct(x, kernel, strides, padding, groups):
     """oneDNN's 3-D convolution, float32, where jaxlib has it."""
-    if groups != 1 or x.dtype != jnp.float32 or not onednn.available():
+    if not choices.onednn_computes(Convolution(kernel.shape, strides, padding, groups, x.dtype)):
         raise ValueError(
-            "the 'direct' lowering needs one group, float32 and a jaxlib known to have oneDNN; "
+            "the 'direct' lowering needs one group, float32, the CPU and a jaxlib known to have oneDNN; "
             f"got {groups} group(s), {x.dtype}"
         )
     return direct(x, kernel, tuple(strides), tuple(padding))
@@ -110,19 +86,19 @@ def _direct(x, kernel, strides, padding, groups):
 
 def _temporal(x, kernel, strides, padding, groups):
     """A (kt, 1, 1) convolution as a (kt, 1) 2-D convolution over (T, H * W)."""
-    idle = strides[1:] == (1, 1) and not any(padding[1:]) and groups == 1
-    if kernel.shape[1:3] != (1, 1) or not idle:
+    if not choices.over_time_alone(Convolution(kernel.shape, strides, padding, groups)):
         raise ValueError(
             "the 'temporal' lowering needs a (kt, 1, 1) kernel without spatial stride or padding, and "
             f"one group; got kernel {kernel.shape}, strides {strides}, padding {padding}, "
             f"groups {groups}"
         )
-    return temporal(x, kernel, tuple(strides), tuple(padding))
+    compute = temporal if choices.gradient_is_written() else over_time
+    return compute(x, kernel, tuple(strides), tuple(padding))
 
 
 def _matmul(x, kernel, strides, padding, groups):
     """A 1x1x1 convolution as a matrix product; strides by slicing."""
-    if kernel.shape[:3] != (1, 1, 1) or any(padding) or groups != 1:
+    if not choices.pointwise(Convolution(kernel.shape, strides, padding, groups)):
         raise ValueError(
             "the 'matmul' lowering needs a 1x1x1 kernel without padding or groups; "
             f"got kernel {kernel.shape}, padding {padding}, groups {groups}"

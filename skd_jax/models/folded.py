@@ -21,12 +21,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from skd_jax.models import onednn
+from skd_jax.models import choices, onednn
 from skd_jax.models.depthwise import Triple
 
-# Which form for which convolution: benchmarks/convolutions.py measures them.
-_FEW = 16  # channels
-_WIDE = 128  # channels from which on side by side beats apart
 # Positions of the clip in one product towards the kernel: no more than what they see fills these bytes, so
 # that it stays in the cache, but between these bounds.
 _BYTES, _POSITIONS = 8 * 2**20, (1600, 3200)
@@ -57,16 +54,15 @@ def with_kernel_gradient(forward, clip_gradient):
 
 
 def forward_form(kernel_shape: tuple[int, ...], strides: Triple):
-    """The quickest form to compute a convolution in."""
-    if kernel_shape[0] == 1 or kernel_shape[3] < _FEW or strides[0] > 1 or kernel_shape[3] >= _WIDE:
-        return side_by_side
-    return spread
+    """The form of `choices.FORWARD_FORMS`."""
+    convolution = choices.Convolution(kernel_shape, strides)
+    return FORMS[choices.first_that_holds(choices.FORWARD_FORMS, convolution)]
 
 
 def clip_gradient_form(kernel_shape: tuple[int, ...], strides: Triple):
-    """The form with the quickest gradient towards the clips."""
-    # The gradient of one form is of the other's kind.
-    return phased if strides[1:] != (1, 1) else side_by_side
+    """The form of `choices.CLIP_GRADIENT_FORMS`: the gradient of one form is of the other's kind."""
+    convolution = choices.Convolution(kernel_shape, strides)
+    return FORMS[choices.first_that_holds(choices.CLIP_GRADIENT_FORMS, convolution)]
 
 
 def gradient_of(choose):
@@ -178,7 +174,7 @@ def kernel_gradient(
       Shape `kernel_shape`, of the dtype of `x`; sums in float32 or wider.
     """
     taps, kh, kw, channels, features = kernel_shape
-    if strides[1:] != (1, 1) and channels < _FEW:
+    if strides[1:] != (1, 1) and channels < choices.FEW:
         # Rows of a few channels are slow to gather: blocks of positions have more.
         blocks, to_blocks = blocks_of(x, strides[1:], padding[1:], (kh, kw))
         kernel = jax.ShapeDtypeStruct(kernel_shape, x.dtype)
@@ -308,6 +304,8 @@ def conv2d(x, kernel, strides, padding, groups: int = 1):
         feature_group_count=groups,
     )
 
+
+FORMS = {"side_by_side": side_by_side, "spread": spread, "phased": phased}
 
 # Both take clips (B, T, H, W, C), a kernel (kt, kh, kw, C, features) of the same dtype, strides and padding over
 # (T, H, W), and give (B, T', H', W', features). Reverse-mode differentiation alone.

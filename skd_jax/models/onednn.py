@@ -4,6 +4,11 @@ XLA calls them by the names "__onednn$convolution" and "__onednn$matmul"; none o
 itself. The convolution is about twice as fast as XLA's own (benchmarks/convolutions.py). Names and
 configuration are no public interface: they are used in the versions of jaxlib that this project has
 been tested with, and everywhere else the forms of `folded` take their place.
+
+The calls run on CPU alone, and no other backend compiles them. They are used where JAX's default backend is the
+CPU: what such a process places on another device all the same (`jax.jit` on arrays of a GPU, under
+JAX_PLATFORMS=cpu,cuda) needs the "plain" lowering. Where the default is another backend, computations placed
+on its CPU (`jax.default_device`) do without oneDNN: slower, not wrong.
 """
 
 import functools
@@ -24,11 +29,15 @@ _TESTED = ("0.10.", "0.12.")
 
 @functools.cache
 def available() -> bool:
-    """Whether this machine's jaxlib is one that is known to have it."""
+    """Whether JAX's default backend is a CPU whose jaxlib is known to have it.
+
+    Asked once: a process keeps its default backend.
+    """
     return (
         sys.platform == "linux"
         and platform.machine() == "x86_64"
         and jaxlib.__version__.startswith(_TESTED)
+        and jax.default_backend() == "cpu"
     )
 
 
