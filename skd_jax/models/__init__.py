@@ -14,6 +14,7 @@ from flax import linen as nn
 from skd_jax.errors import UserError
 from skd_jax.models import (
     csn,
+    hara_resnet2p1d,
     hara_resnet3d,
     i3d,
     mc3,
@@ -35,6 +36,7 @@ __all__ = ["Entry", "Outputs", "create", "describe", "names", "options"]
 # Each has its models in MODELS, by name.
 FAMILIES = (
     csn,
+    hara_resnet2p1d,
     hara_resnet3d,
     i3d,
     mc3,
