@@ -14,7 +14,7 @@ from jax import lax
 from skd_jax.models import onednn
 from skd_jax.models.depthwise import Triple, depthwise
 from skd_jax.models.direct import direct
-from skd_jax.models.folded import folded, side_by_side, temporal
+from skd_jax.models.folded import folded, pad_first, side_by_side, temporal
 from skd_jax.names import look_up
 
 # Features from which the written kernel gradient pays; below, its many small products and copies
@@ -81,6 +81,7 @@ def choose_lowering(
 
 def _plain(x, kernel, strides, padding, groups):
     """XLA's own 3-D convolution."""
+    x, padding = pad_first(x, kernel.shape, strides, padding)
     return lax.conv_general_dilated(
         x,
         kernel,
