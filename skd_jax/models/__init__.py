@@ -15,6 +15,7 @@ from flax import linen as nn
 from skd_jax.errors import UserError
 from skd_jax.models import (
     csn,
+    hara_resnet2p1d,
     hara_resnet3d,
     i3d,
     mc3,
@@ -36,6 +37,7 @@ __all__ = ["Entry", "Outputs", "create", "defaults", "describe", "names", "optio
 # Each has its models in MODELS, by name.
 FAMILIES = (
     csn,
+    hara_resnet2p1d,
     hara_resnet3d,
     i3d,
     mc3,

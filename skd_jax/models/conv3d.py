@@ -14,7 +14,7 @@ from skd_jax.models import choices
 from skd_jax.models.choices import Convolution, choose_lowering
 from skd_jax.models.depthwise import Triple, depthwise
 from skd_jax.models.direct import direct
-from skd_jax.models.folded import folded, over_time, side_by_side, temporal
+from skd_jax.models.folded import folded, over_time, pad_first, side_by_side, temporal
 from skd_jax.names import look_up
 
 
@@ -56,6 +56,7 @@ def conv3d(
 
 def _plain(x, kernel, strides, padding, groups):
     """XLA's own 3-D convolution."""
+    x, padding = pad_first(x, kernel.shape, strides, padding)
     return lax.conv_general_dilated(
         x,
         kernel,

@@ -293,8 +293,26 @@ def temporal_taps(x: jax.Array, taps: int, stride: int, padding: int) -> list[ja
     ]
 
 
+def pad_first(x, kernel_shape, strides, padding):
+    """Clips or images (N, ..., C) with some of the padding of a convolution over ..., and the rest.
+
+    XLA on CPU takes the gradient towards the clips of a window of 2 with stride 2 and padding 1 for a grouped
+    convolution written in another way, and ends the process: "Check failed ... Window dimensions do
+    not match RHS shape" (SwapConvOperands in its algebraic_simplifier.cc, seen with jaxlib 0.10.2).
+    What tells the two apart there is the padding.
+    """
+    ahead = [
+        p if (k, s, p) == (2, 2, 1) else 0
+        for k, s, p in zip(kernel_shape, strides, padding, strict=False)
+    ]
+    if any(ahead):
+        x = jnp.pad(x, [(0, 0), *((p, p) for p in ahead), (0, 0)])
+    return x, tuple(p - a for p, a in zip(padding, ahead, strict=True))
+
+
 def conv2d(x, kernel, strides, padding, groups: int = 1):
     """2-D convolution of images (N, H, W, C) with a kernel (kh, kw, C // groups, features)."""
+    x, padding = pad_first(x, kernel.shape, strides, padding)
     return lax.conv_general_dilated(
         x,
         kernel,

@@ -37,21 +37,36 @@ so do convN and bnN; downsample.0 is downsample_conv, downsample.1 downsample_bn
 """
 
 import functools
+from collections.abc import Callable
 
 import jax
 from flax import linen as nn
 
 from skd_jax.models.blocks import scaled
 from skd_jax.models.classifier import VideoClassifier
+from skd_jax.models.conv3d import Triple
 from skd_jax.models.entry import Entry
 from skd_jax.models.layers import global_average_pool, max_pool
 from skd_jax.models.outputs import Outputs
 from skd_jax.models.residual import BasicBlock, Bottleneck, projection, zero_padding
-from skd_jax.models.resnet3d import full
 from skd_jax.models.torch_names import TorchNames
 from skd_jax.names import look_up
 
 _SHORTCUTS = {"A": lambda conv, norm: zero_padding, "B": projection}
+DEPTHS = {
+    10: (1, 1, 1, 1),
+    18: (2, 2, 2, 2),
+    34: (3, 4, 6, 3),
+    50: (3, 4, 6, 3),
+    101: (3, 4, 23, 3),
+    152: (3, 8, 36, 3),
+    200: (3, 24, 36, 3),
+}
+
+
+def full(conv, norm, features: int, kernel_size: Triple) -> Callable[..., nn.Module]:
+    """Makes what builds a convolution, build(strides=..., name=...)."""
+    return functools.partial(conv, features, kernel_size)
 
 
 class HaraResNet3D(VideoClassifier):
@@ -60,6 +75,7 @@ class HaraResNet3D(VideoClassifier):
     Attributes:
       stage_sizes: blocks in each of the four stages.
       bottleneck: whether the blocks are bottlenecks.
+      unit: what the convolutions over space and time are, as `full`.
       shortcut: "A" or "B", as above.
       zero_init_residual: whether each block's last BatchNorm scale starts at 0 (the block is then
         its shortcut).
@@ -70,6 +86,7 @@ class HaraResNet3D(VideoClassifier):
 
     stage_sizes: tuple[int, int, int, int] = (3, 4, 6, 3)
     bottleneck: bool = True
+    unit: Callable[..., Callable[..., nn.Module]] = full
     shortcut: str = "B"
     zero_init_residual: bool = False
 
@@ -91,23 +108,22 @@ class HaraResNet3D(VideoClassifier):
         x, conv, norm = self.prepare(clips, train)
         shortcut = _SHORTCUTS[self.shortcut](conv, norm)
         channels = [scaled(c, self.width) for c in (64, 128, 256, 512)]
-        x = conv(channels[0], (7, 7, 7), (1, 2, 2), name="conv1")(x)
+        x = self.unit(conv, norm, channels[0], (7, 7, 7))(strides=(1, 2, 2), name="conv1")(x)
         x = max_pool(nn.relu(norm(name="bn1")(x)), (3, 3, 3), (2, 2, 2), (1, 1, 1))
         maps = []
         for stage, size in enumerate(self.stage_sizes):
             features = channels[stage]
-            unit = full(conv, norm, features, features)
-            kind = {"conv": conv} if self.bottleneck else {"unit": unit}
+            block_type = functools.partial(Bottleneck, conv=conv) if self.bottleneck else BasicBlock
             blocks = [
                 functools.partial(
-                    Bottleneck if self.bottleneck else BasicBlock,
+                    block_type,
                     features,
                     strides=(2, 2, 2) if stage > 0 and block == 0 else (1, 1, 1),
+                    unit=self.unit(conv, norm, features, (3, 3, 3)),
                     norm=norm,
                     shortcut=shortcut,
                     zero_init_residual=self.zero_init_residual,
                     name=f"layer{stage + 1}_{block}",
-                    **kind,
                 )
                 for block in range(size)
             ]
@@ -129,18 +145,10 @@ _TORCH = TorchNames(
 
 MODELS: dict[str, Entry] = {
     f"resnet3d_{depth}": Entry(
-        functools.partial(HaraResNet3D, stage_sizes=sizes, bottleneck=depth >= 50),
+        functools.partial(HaraResNet3D, stage_sizes=sizes, bottleneck=depth >= 50, unit=full),
         clip=(16, 112, 112),
         source="Hara et al. 2018, 3D-ResNets-PyTorch",
         torch=_TORCH,
     )
-    for depth, sizes in (
-        (10, (1, 1, 1, 1)),
-        (18, (2, 2, 2, 2)),
-        (34, (3, 4, 6, 3)),
-        (50, (3, 4, 6, 3)),
-        (101, (3, 4, 23, 3)),
-        (152, (3, 8, 36, 3)),
-        (200, (3, 24, 36, 3)),
-    )
+    for depth, sizes in DEPTHS.items()
 }

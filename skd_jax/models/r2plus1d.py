@@ -47,7 +47,7 @@ class Conv2Plus1D(nn.Module):
 
     Attributes:
       features: channels of the output.
-      mid: channels between the two.
+      mid: channels between the two; None takes `mid_channels` of the channels that come in.
       kernel_size: (kt, kh, kw) of the convolution this stands for.
       strides: over (T, H, W).
       conv: makes a convolution, padded by half its kernel.
@@ -55,7 +55,7 @@ class Conv2Plus1D(nn.Module):
     """
 
     features: int
-    mid: int
+    mid: int | None
     kernel_size: Triple
     strides: Triple
     conv: Callable[..., nn.Module]
@@ -64,14 +64,16 @@ class Conv2Plus1D(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         (kt, kh, kw), (st, sh, sw) = self.kernel_size, self.strides
-        space = self.conv(self.mid, (1, kh, kw), (1, sh, sw), name="spatial")
+        mid = self.mid or mid_channels(x.shape[-1], self.features, self.kernel_size)
+        space = self.conv(mid, (1, kh, kw), (1, sh, sw), name="spatial")
         time = self.conv(self.features, (kt, 1, 1), (st, 1, 1), name="temporal")
         return time(nn.relu(self.norm(name="bn")(space(x))))
 
 
-def mid_channels(inputs: int, features: int) -> int:
-    """m of a block from `inputs` to `features` channels."""
-    return 27 * inputs * features // (9 * inputs + 3 * features)
+def mid_channels(inputs: int, features: int, kernel_size: Triple = (3, 3, 3)) -> int:
+    """m of a factorised convolution, which has at most as many parameters as the full one."""
+    kt, kh, kw = kernel_size
+    return kt * kh * kw * inputs * features // (kh * kw * inputs + kt * features)
 
 
 def factorised(conv, norm, inputs: int, features: int):

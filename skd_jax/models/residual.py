@@ -54,7 +54,8 @@ class Bottleneck(nn.Module):
     Attributes:
       features: channels between the convolutions, a quarter of the output's.
       strides: of conv2 and the shortcut.
-      conv: makes a convolution, padded by half its kernel.
+      conv: makes a convolution, padded by half its kernel: conv1 and conv3.
+      unit: `unit(strides=..., name=...)` makes conv2, to `features` channels.
       norm: makes a BatchNorm.
       shortcut: used where the block changes the shape; else the shortcut is `x` itself.
       zero_init_residual: whether bn3's scale starts at 0.
@@ -63,6 +64,7 @@ class Bottleneck(nn.Module):
     features: int
     strides: Triple
     conv: Callable[..., nn.Module]
+    unit: Callable[..., nn.Module]
     norm: Callable[..., nn.Module]
     shortcut: Shortcut
     zero_init_residual: bool
@@ -71,7 +73,7 @@ class Bottleneck(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         y = self.conv(self.features, (1, 1, 1), name="conv1")(x)
         y = nn.relu(self.norm(name="bn1")(y))
-        y = self.conv(self.features, (3, 3, 3), self.strides, name="conv2")(y)
+        y = self.unit(strides=self.strides, name="conv2")(y)
         y = nn.relu(self.norm(name="bn2")(y))
         y = self.conv(4 * self.features, (1, 1, 1), name="conv3")(y)
         y = self.norm(name="bn3", scale_init=_last_scale(self.zero_init_residual))(y)

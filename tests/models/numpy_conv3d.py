@@ -5,11 +5,25 @@ import itertools
 import numpy as np
 
 
+def grouped(x, kernel, strides, padding, groups):
+    """As `convolution`, of groups of channels with a kernel (kt, kh, kw, C // groups, features)."""
+    parts = [
+        convolution(a, k, strides, padding)
+        for a, k in zip(np.split(x, groups, -1), np.split(kernel, groups, -1), strict=True)
+    ]
+
+    def gradients(cotangent):
+        cotangents = np.split(cotangent, groups, -1)
+        found = [towards(c) for (_, towards), c in zip(parts, cotangents, strict=True)]
+        return tuple(np.concatenate(part, -1) for part in zip(*found, strict=True))
+
+    return np.concatenate([value for value, _ in parts], -1), gradients
+
+
 def convolution(x, kernel, strides, padding):
     """Cross-correlation of clips (B, T, H, W, C) with (kt, kh, kw, C, features), and its gradients.
 
-    XLA's own gradient serves as a reference only where it compiles: it does not for some strides beyond
-    the window.
+    The gradients' reference where XLA's own is none: see `folded.pad_first`.
 
     Returns:
       (output, function from a cotangent to the gradients towards clips and kernel), all float64.

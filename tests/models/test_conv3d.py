@@ -1,6 +1,12 @@
-"""Every lowering of the 3-D convolution against XLA's own, in float64."""
+"""Every lowering of the 3-D convolution against `lax.conv_general_dilated` in float64.
+
+Fixed cases with XLA's own gradients; random ones with its values and the gradients in NumPy, as XLA
+does not compile its own for every convolution. "direct" is float32 by nature (oneDNN has no other):
+it is compared with the float64 result to float32's precision.
+"""
 
 import functools
+import os
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +21,11 @@ from skd_jax.models import conv3d as conv3d_module
 from skd_jax.models import onednn
 from skd_jax.models.conv3d import choose_lowering, conv3d
 from skd_jax.models.layers import Conv3D
+from tests.models import numpy_conv3d
+
+# More with the environment variable, as in `HYPOTHESIS_EXAMPLES=200 pytest -m slow`.
+FEW = settings(max_examples=6, deadline=None, derandomize=True)
+MANY = settings(max_examples=int(os.environ.get("HYPOTHESIS_EXAMPLES", "60")), deadline=None)
 
 
 def reference(x, kernel, strides, padding, groups):
@@ -106,42 +117,107 @@ def test_matmul(strides):
 
 
 @st.composite
-def convolutions(draw):
-    kernel = [draw(st.integers(1, 3)) for _ in range(3)]
-    padding = tuple(draw(st.integers(0, 2)) for _ in range(3))
-    sizes = [draw(st.integers(max(1, k - 2 * p), 5)) for k, p in zip(kernel, padding, strict=True)]
-    strides = tuple(draw(st.integers(1, 3)) for _ in range(3))
-    groups = draw(st.sampled_from([1, 1, 2]))
-    channels, features = draw(st.integers(1, 3)) * groups, draw(st.integers(1, 3)) * groups
-    return (
-        (draw(st.integers(1, 2)), *sizes, channels),
-        (*kernel, channels // groups, features),
-        strides,
-        padding,
-        groups,
-    )
-
-
-@settings(max_examples=8, deadline=None, derandomize=True)
-@given(convolutions())
-def test_random_convolutions_as_chosen_for_cpu(convolution):
-    _, kernel_shape, strides, padding, groups = convolution
-    lowering = choose_lowering("cpu", kernel_shape, strides, padding, groups, np.float64)
-    assert_agrees(*convolution, lowering)
+def convolutions(draw, windows=(4, 4, 4), strides=(3, 3, 3), padding=(2, 2, 2), groups=(1,)):
+    """Any convolution with up to so many taps, strides and zeros on each side of T, H and W."""
+    kernel = [draw(st.integers(1, k)) for k in windows]
+    step = tuple(draw(st.integers(1, s)) for s in strides)
+    zeros = tuple(draw(st.integers(0, p)) for p in padding)
+    sizes = [draw(st.integers(max(1, k - 2 * p), 6)) for k, p in zip(kernel, zeros, strict=True)]
+    count = draw(st.sampled_from(groups))
+    # From 64 features on the kernel's gradient is written out; 17 channels are no multiple of any tile.
+    channels, features = draw(st.sampled_from([1, 3, 17])), draw(st.sampled_from([1, 5, 64]))
+    if count > 1:
+        channels, features = min(channels, 3), min(features, 5)
+    shape = (draw(st.integers(1, 2)), *sizes, channels * count)
+    return shape, (*kernel, channels, features * count), step, zeros, count
 
 
 @st.composite
 def depthwise_convolutions(draw):
-    shape, kernel_shape, strides, padding, _ = draw(convolutions())
+    shape, kernel_shape, *rest, _ = draw(convolutions())
     channels = draw(st.integers(2, 4))
-    return (*shape[:4], channels), (*kernel_shape[:3], 1, channels), strides, padding, channels
+    return (*shape[:4], channels), (*kernel_shape[:3], 1, channels), *rest, channels
 
 
-@settings(max_examples=5, deadline=None, derandomize=True)
-@given(depthwise_convolutions())
-def test_random_depthwise_convolutions(convolution):
-    assert choose_lowering("cpu", *convolution[1:], np.float32) == "depthwise"
-    assert_agrees(*convolution, "depthwise")
+# What each lowering can compute.
+STRATEGIES = {
+    "plain": convolutions(groups=(1, 1, 2, 3)),
+    "direct": convolutions(),
+    "folded": convolutions(groups=(1, 1, 2, 3)),
+    "temporal": convolutions((5, 1, 1), (3, 1, 1), (3, 0, 0)),
+    "matmul": convolutions((1, 1, 1), (3, 3, 3), (0, 0, 0)),
+    "depthwise": depthwise_convolutions(),
+}
+
+
+def test_every_lowering_is_drawn_for():
+    assert set(STRATEGIES) == set(conv3d_module.LOWERINGS)
+
+
+def assert_agrees_at_random(lowering, data):
+    if lowering == "direct" and not onednn.available():
+        pytest.skip("this machine's jaxlib is not known to carry oneDNN")
+    convolution = data.draw(STRATEGIES[lowering])
+    shape, kernel_shape, strides, padding, groups = convolution
+    dtype = np.float32 if lowering == "direct" else np.float64
+    rng = np.random.default_rng(0)
+    with jax.enable_x64(True):
+        x, kernel = (rng.standard_normal(s).astype(dtype) for s in (shape, kernel_shape))
+        in_numpy, towards = numpy_conv3d.grouped(x, kernel, strides, padding, groups)
+        cotangent = rng.standard_normal(in_numpy.shape).astype(dtype)
+
+        @jax.jit
+        def run(x, kernel, cotangent):
+            wide = x.astype(np.float64), kernel.astype(np.float64)
+            y, vjp = jax.vjp(
+                lambda x, k: conv3d(x, k, strides, padding, groups, lowering), x, kernel
+            )
+            return reference(*wide, strides, padding, groups), y, *vjp(cotangent)
+
+        by_xla, *got = run(x, kernel, cotangent)
+    np.testing.assert_allclose(in_numpy, by_xla, rtol=1e-10, atol=1e-10)
+    names, want = ("value", "clip gradient", "kernel gradient"), (by_xla, *towards(cotangent))
+    near = {"rtol": 1e-4, "atol": 1e-4} if lowering == "direct" else {"rtol": 1e-10, "atol": 1e-10}
+    for name, w, g in zip(names, want, got, strict=True):
+        assert g.dtype == dtype
+        np.testing.assert_allclose(g, w, err_msg=name, **near)
+
+
+@pytest.mark.parametrize("lowering", STRATEGIES)
+@FEW
+@given(data=st.data())
+def test_random_convolutions(lowering, data):
+    assert_agrees_at_random(lowering, data)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lowering", STRATEGIES)
+@MANY
+@given(data=st.data())
+def test_many_random_convolutions(lowering, data):
+    assert_agrees_at_random(lowering, data)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.one_of(STRATEGIES.values()),
+    st.sampled_from(["float32", "float64", "bfloat16"]),
+    st.booleans(),
+)
+def test_the_choice_can_compute_what_it_is_chosen_for(convolution, dtype, with_onednn):
+    """By shapes alone, on a machine with oneDNN and one without."""
+    shape, kernel_shape, strides, padding, groups = convolution
+    with pytest.MonkeyPatch.context() as patch, jax.enable_x64(True):
+        patch.setattr(onednn, "available", lambda: with_onednn)
+        lowering = choose_lowering("cpu", kernel_shape, strides, padding, groups, jnp.dtype(dtype))
+        found = jax.eval_shape(
+            lambda x, k: conv3d(x, k, strides, padding, groups, lowering),
+            jax.ShapeDtypeStruct(shape, dtype),
+            jax.ShapeDtypeStruct(kernel_shape, dtype),
+        )
+    sizes = zip(shape[1:4], kernel_shape, strides, padding, strict=False)
+    steps = [(n + 2 * p - k) // s + 1 for n, k, s, p in sizes]
+    assert found.shape == (shape[0], *steps, kernel_shape[4]) and found.dtype == dtype
 
 
 CHOICES = [
@@ -264,5 +340,3 @@ def test_lowering_that_cannot_compute_a_kernel_says_so():
         conv3d(x, kernel, lowering="depthwise")
     with pytest.raises(UserError, match="unknown lowering 'fold'; did you mean 'folded'"):
         conv3d(x, kernel, lowering="fold")
-    tested = {"plain", "folded", "temporal", "matmul", "depthwise", "direct"}
-    assert set(conv3d_module.LOWERINGS) == tested

@@ -1,4 +1,7 @@
-"""oneDNN's convolution and its gradients against NumPy, and where it is not used."""
+"""oneDNN's convolution and its gradients against NumPy's in float64, and where it is not used.
+
+It computes in float32 alone, and is compared to that precision.
+"""
 
 import jax
 import jax.numpy as jnp

@@ -127,6 +127,35 @@ def hara(sizes, bottleneck, classes, shortcut="B"):
     yield from linear("fc", inputs, classes)
 
 
+def hara_2p1d(sizes, bottleneck, classes):
+    """kenshohara/3D-ResNets-PyTorch, models/resnet2p1d.py."""
+
+    def pair(at, n, i, o, taps, side):
+        mid = i * o * taps * side**2 // (i * side**2 + taps * o)
+        yield from conv_norm(f"{at}conv{n}_s", f"{at}bn{n}_s", i, mid, (1, side, side))
+        yield from conv_norm(f"{at}conv{n}_t", f"{at}bn{n}_t", mid, o, (taps, 1, 1))
+
+    yield from pair("", 1, 3, 64, 7, 7)
+    inputs = 64
+    for stage, size in enumerate(sizes, start=1):
+        planes = 32 * 2**stage
+        outputs = planes * (4 if bottleneck else 1)
+        for block in range(size):
+            at = f"layer{stage}.{block}."
+            if bottleneck:
+                yield from conv_norm(f"{at}conv1", f"{at}bn1", inputs, planes, 1)
+                yield from pair(at, 2, planes, planes, 3, 3)
+                yield from conv_norm(f"{at}conv3", f"{at}bn3", planes, outputs, 1)
+            else:
+                yield from pair(at, 1, inputs, planes, 3, 3)
+                yield from pair(at, 2, planes, planes, 3, 3)
+            if block == 0 and (stage > 1 or inputs != outputs):
+                down = f"{at}downsample"
+                yield from conv_norm(f"{down}.0", f"{down}.1", inputs, outputs, 1)
+            inputs = outputs
+    yield from linear("fc", inputs, classes)
+
+
 def res_stage(name, size, inputs, outputs, taps, kernel_b, depthwise=False):
     """pytorchvideo create_res_stage with create_bottleneck_block; `taps` of conv_a, in turn."""
     inner = outputs // 4
@@ -288,6 +317,8 @@ def reference(name, classes):
         return [*s3d(classes)]
     if family == "resnet3d":
         return [*hara(sizes, depth >= 50, classes)]
+    if family == "resnet2p1d":
+        return [*hara_2p1d(sizes, depth >= 50, classes)]
     if family == "ircsn":
         taps, numbers = ((1,),) * 4, (1, 2, 3, 4, 5)
         return [*res_net(sizes, (3, 7, 7), taps, numbers, 3, classes, depthwise=True)]

@@ -8,7 +8,15 @@ from typing import Any
 
 from skd_jax import models
 from skd_jax.errors import UserError
-from skd_jax.models import hara_resnet3d, mc3, mobilenetv2, r2plus1d, resnet3d, shufflenetv2
+from skd_jax.models import (
+    hara_resnet2p1d,
+    hara_resnet3d,
+    mc3,
+    mobilenetv2,
+    r2plus1d,
+    resnet3d,
+    shufflenetv2,
+)
 
 Colour = tuple[float, float, float]
 
@@ -124,7 +132,7 @@ def _pytorchvideo(frames: int, stride: int, side: int = 256) -> Preprocessing:
 _TABLE = {
     **{name: _TORCHVISION for family in (resnet3d, mc3, r2plus1d) for name in family.MODELS},
     "s3d": _S3D,
-    **{name: _HARA for name in hara_resnet3d.MODELS},
+    **{name: _HARA for family in (hara_resnet3d, hara_resnet2p1d) for name in family.MODELS},
     **{name: _EFFICIENT for family in (mobilenetv2, shufflenetv2) for name in family.MODELS},
     # Trained at 160, 160, 224 and 312, tested at these sides.
     "x3d_xs": _pytorchvideo(4, 12, side=182),
