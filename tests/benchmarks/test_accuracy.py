@@ -232,6 +232,7 @@ def test_plan(data, tmp_path):
         data,
         tmp_path,
         ["supervised", "supervised_2v", "skd_srl_labels"],
+        common={"train.duration": "50 epochs"},
         tuned={"skd_srl_labels": {"method.temperature": 4.0}},
     )
     assert [(r.variant, r.seed) for r in runs[::2]] == [
