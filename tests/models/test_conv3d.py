@@ -21,6 +21,7 @@ from skd_jax.models import conv3d as conv3d_module
 from skd_jax.models import onednn
 from skd_jax.models.conv3d import choose_lowering, conv3d
 from skd_jax.models.layers import Conv3D
+from tests.fakes import quick_compilation  # noqa: F401  a fixture
 from tests.models import numpy_conv3d
 
 # More with the environment variable, as in `HYPOTHESIS_EXAMPLES=200 pytest -m slow`.
