@@ -36,6 +36,8 @@ import time
 
 import numpy as np
 
+from skd_jax import memory
+
 FRAMES, STRIDE, SIZE, STORED, BATCH = 16, 2, 112, 128, 8
 WHOLE = np.array([[0.0, 0.0, 1.0, 1.0]])
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mkv", ".webm")
@@ -457,4 +459,6 @@ def main():
 
 
 if __name__ == "__main__":
+    memory.restart_with_large_pages()  # as main.py does
+    memory.keep_freed_memory()
     sys.exit(main())

@@ -100,6 +100,7 @@ def _batch(split, plan: BatchPlan, canvas: int, pixels: Pixels, masked: bool):
     clips = np.zeros((videos, views, frames, canvas, canvas, 3), np.uint8)
     for place in np.ndindex(videos, views):
         y, x, height, width = plan.window[place]
-        video = pixels[plan.source[place]]
-        clips[place][:, :height, :width] = video[plan.frames[place], y : y + height, x : x + width]
+        window = pixels[plan.source[place]][:, y : y + height, x : x + width]
+        for t, frame in enumerate(plan.frames[place]):
+            clips[place][t, :height, :width] = window[frame]  # copied once, row by row
     return batch_of(split, plan, clips, masked)
