@@ -84,6 +84,8 @@ VARIANTS = {
     "supervised_long": Variant("supervised", longer=True),
     "skd_srl_labels": Variant("skd_srl", {"method.lambda_sim": 0.0}),
     "skd_srl_similarity": Variant("skd_srl", {"method.lambda_kd": 0.0}),
+    # Teaching Yourself on top, with that method's own weight.
+    "skd_srl_past": Variant("skd_srl", {"method.past_teacher": 0.1}),
     "teacher": Variant("supervised", {"method.views": 2, "model.width": 0.5}),
     "tf_kd_self": Variant("tf_kd_self", teacher="supervised_2v", teacher_seed=None),
 }
