@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from skd_jax import models
 from skd_jax.errors import UserError
 
 CONFIG, DATA, CHECKPOINTS = "config.json", "data.json", "checkpoints"
@@ -75,6 +74,8 @@ def claim(workdir: Path, config: Mapping[str, Any]) -> None:
 
 def _in_full(config: Mapping[str, Any]) -> dict[str, Any]:
     """By dotted key, with what holds where the config is silent, such as the model's defaults."""
+    from skd_jax import models  # JAX, which the processes that prepare videos do without
+
     name = config.get("model", {}).get("name")
     own = models.defaults(name) if name in models.names() else {}
     own = json.loads(json.dumps(own, default=str))  # tuples are lists there
