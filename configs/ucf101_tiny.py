@@ -13,7 +13,7 @@ def get_config(method: str = "skd_srl"):
     config.data.in_memory = True
     config.augment.crop = 40
     config.train.duration = "20 epochs"
-    # Evaluations of the raw weights differ by a tenth from epoch to epoch: batches of 8 clips move the
-    # statistics of BatchNorm, which are averaged too.
+    # Evaluations of the raw weights differed by up to a tenth from one to the next, of the averaged ones (with
+    # BatchNorm's statistics averaged too) by a few hundredths.
     config.train.ema_decay = 0.99
     return config

@@ -278,6 +278,10 @@ def start_processes(
         raise UserError(f"cannot join the other processes: {error}") from error
 
 
+_HEARTBEAT = 60.0  # seconds
+_WORKING, _DONE, _FAILED = range(3)
+
+
 def on_first(action: Callable[[], Any]) -> Any:
     """Runs `action` in process 0 while the others wait for it, however long it takes.
 
@@ -303,10 +307,6 @@ def on_first(action: Callable[[], Any]) -> Any:
             _told(_WORKING)
         _told(_FAILED if future.exception() else _DONE)
     return future.result()
-
-
-_HEARTBEAT = 60.0  # seconds
-_WORKING, _DONE, _FAILED = range(3)
 
 
 def _told(state: int | None) -> int:

@@ -1,8 +1,10 @@
 """metrics.jsonl and TensorBoard files: rows, resuming, cut lines, warnings."""
 
 import json
+import time
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
 from skd_jax import metrics
@@ -87,6 +89,17 @@ def test_tensorboard_reads_the_scalars(tmp_path):
         for value in event.summary.value:
             found[value.tag, event.step] = value.tensor.float_val[0]
     assert found == {("train/loss", 1): 2.5, ("train/top1", 1): 0.25, ("validation/loss", 7): 0.5}
+
+
+def test_tensorboard_shows_no_step_twice_after_a_resume(tmp_path):
+    for first_step, value in ((0, 1.0), (2, 2.0)):  # killed after step 4, its last checkpoint at 2
+        rows = [(step, "train", {"loss": value}) for step in range(first_step + 1, 5)]
+        write(tmp_path, rows, first_step)
+        time.sleep(1.1)  # the files' names, which TensorBoard orders them by, count seconds
+    shown = EventAccumulator(str(tmp_path / "tensorboard"))
+    shown.Reload()
+    points = [(p.step, p.value) for p in shown.Scalars("train/loss")]
+    assert points == [(1, 1.0), (2, 1.0), (3, 2.0), (4, 2.0)]
 
 
 @pytest.mark.parametrize("spread,warns", [(0.05, True), (0.0, True), (0.5, False), (1.0, False)])

@@ -1,6 +1,6 @@
 """Which lowering computes which 3-D convolution: one table for all backends.
 
-benchmarks/convolutions.md holds the measurements behind it, `python -m benchmarks.convolutions` makes them.
+`python -m benchmarks.convolutions` measures what it is chosen from, for any machine.
 A condition looks at a `Convolution`; of a table's rows the first that holds is taken.
 """
 

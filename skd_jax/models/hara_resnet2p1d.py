@@ -44,7 +44,7 @@ bottlenecks and their BatchNorms are convN and bnN; the rest as in hara_resnet3d
 import functools
 
 from skd_jax.models.entry import Entry
-from skd_jax.models.hara_resnet3d import DEPTHS, HaraResNet3D
+from skd_jax.models.hara_resnet3d import DEPTHS, GIVE_A, TORCH_RULES, HaraResNet3D
 from skd_jax.models.r2plus1d import Conv2Plus1D
 from skd_jax.models.torch_names import TorchNames
 
@@ -59,15 +59,13 @@ def _torch(factorised_norm: str) -> TorchNames:
     return TorchNames(
         "3D-ResNets-PyTorch",
         (
-            (r"^layer(\d)_(\d+)/", r"layer\1.\2."),
-            (r"downsample_conv$", "downsample.0"),
-            (r"downsample_bn$", "downsample.1"),
+            *TORCH_RULES,
             (factorised_norm, r"\1_t"),
             (r"conv(\d)/spatial$", r"conv\1_s"),
             (r"conv(\d)/bn$", r"bn\1_s"),
             (r"conv(\d)/temporal$", r"conv\1_t"),
         ),
-        hint="weights trained with --resnet_shortcut A have no downsample keys: give shortcut='A'",
+        hint=f"weights trained with --resnet_shortcut A {GIVE_A}",
     )
 
 

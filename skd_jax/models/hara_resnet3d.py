@@ -132,15 +132,17 @@ class HaraResNet3D(VideoClassifier):
         return self.classify(global_average_pool(x), maps, train)
 
 
+TORCH_RULES = (
+    (r"^layer(\d)_(\d+)/", r"layer\1.\2."),
+    (r"downsample_conv$", "downsample.0"),
+    (r"downsample_bn$", "downsample.1"),
+)
+GIVE_A = "have no downsample keys: give shortcut='A', on the command line --config.model.shortcut=A"
+
 _TORCH = TorchNames(
     "3D-ResNets-PyTorch",
-    (
-        (r"^layer(\d)_(\d+)/", r"layer\1.\2."),
-        (r"downsample_conv$", "downsample.0"),
-        (r"downsample_bn$", "downsample.1"),
-    ),
-    hint="the ResNet-18 and -34 of 2017 and 2018 have no downsample keys: give shortcut='A', "
-    "on the command line --config.model.shortcut=A",
+    TORCH_RULES,
+    hint=f"the ResNet-18 and -34 of 2017 and 2018 {GIVE_A}",
 )
 
 MODELS: dict[str, Entry] = {

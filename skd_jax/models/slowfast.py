@@ -189,28 +189,20 @@ _TORCH = TorchNames(
 )
 
 MODELS: dict[str, Entry] = {
-    "slowfast_r50": Entry(
+    name: Entry(
         functools.partial(
             SlowFast,
             stage_sizes=(3, 4, 6, 3),
-            alpha=8,
-            fusion_taps=5,
-            windows=((4, 7, 7), (32, 7, 7)),
+            alpha=alpha,
+            fusion_taps=fusion_taps,
+            windows=((32 // alpha, 7, 7), (32, 7, 7)),
         ),
         clip=(32, 224, 224),
-        source="Feichtenhofer et al. 2019; pytorchvideo, PySlowFast SLOWFAST_4x16_R50",
+        source=f"Feichtenhofer et al. 2019; pytorchvideo{reference}",
         torch=_TORCH,
-    ),
-    "slowfast_r50_8x8": Entry(
-        functools.partial(
-            SlowFast,
-            stage_sizes=(3, 4, 6, 3),
-            alpha=4,
-            fusion_taps=7,
-            windows=((8, 7, 7), (32, 7, 7)),
-        ),
-        clip=(32, 224, 224),
-        source="Feichtenhofer et al. 2019; pytorchvideo slowfast_r50 (8x8)",
-        torch=_TORCH,
-    ),
+    )
+    for name, alpha, fusion_taps, reference in [
+        ("slowfast_r50", 8, 5, ", PySlowFast SLOWFAST_4x16_R50"),
+        ("slowfast_r50_8x8", 4, 7, " slowfast_r50 (8x8)"),
+    ]
 }

@@ -3,8 +3,6 @@
 import functools
 import json
 import os
-import subprocess
-import sys
 import threading
 import types
 from multiprocessing import Pipe
@@ -16,8 +14,8 @@ from benchmarks import convolutions, train_step
 from skd_jax import models
 from skd_jax.models import choices
 from skd_jax.models.choices import Convolution, choose_lowering
+from tests import blocked
 from tests.fakes import quick_compilation  # noqa: F401  a fixture
-from tests.tiny import REPOSITORY
 
 TINY = {"frames": 2, "crop": 16, "batch": 4, "dtype": "float32"}
 
@@ -233,35 +231,7 @@ def test_a_side_answers_until_it_is_told_to_end(monkeypatch):
     assert os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] == "false"
 
 
-_WITHOUT = """
-import sys
-
-BLOCKED = ("tensorflow", "tensorflow_datasets", "ml_collections")
-
-
-class Without:
-    # A finder of modules that does not know the blocked ones.
-
-    def __init__(self, finder):
-        self._finder = finder
-
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in BLOCKED:
-            return None
-        return self._finder.find_spec(name, path, target)
-
-    def __getattr__(self, name):
-        return getattr(self._finder, name)
-
-
-sys.meta_path[:] = [Without(finder) for finder in sys.meta_path]
-try:
-    import tensorflow
-except ModuleNotFoundError:
-    pass
-else:
-    raise SystemExit("tensorflow is not blocked")
-
+_SCRIPT = """
 import functools
 
 from benchmarks import train_step
@@ -275,21 +245,11 @@ losses = side.losses(2)
 assert losses[0] > losses[1] > 0, losses
 assert side.memory()[1] == "planned" and side.peak("bfloat16", 16) > 0
 from benchmarks import convolutions, loop_overhead
-print("LOADED", sorted({name.partition(".")[0] for name in sys.modules} & set(BLOCKED)))
 """
 
 
-def test_our_side_runs_where_tensorflow_is_not_installed():
-    done = subprocess.run(
-        [sys.executable, "-c", _WITHOUT],
-        env=os.environ | {"PYTHONPATH": str(REPOSITORY), "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "LOADED []" in done.stdout
+def test_our_side_runs_where_tensorflow_is_not_installed(tmp_path):
+    blocked.run(_SCRIPT, tmp_path)
 
 
 # --- PyTorch ---
