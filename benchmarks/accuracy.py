@@ -12,21 +12,25 @@ many clips in each, so one that sees a single clip of a video takes twice the vi
 evaluations and all else that the config counts in epochs happen at the same steps. Clips of a video's
 partner of the same class count, turned or mixed copies of a clip do not, nor does what a frozen teacher costs
 beyond its forward pass; the stages of a method share the one budget. "supervised_long" spends it on
-twice the steps instead, with the config's own number of videos. What a step costs in time is in the table.
+twice the steps instead, with the config's own number of videos. The table has what a step costs in time,
+and the clips that a teacher has seen before.
 
-Hyper-parameters are those of `configs` and the methods' defaults. `--tuned FILE` names others:
-{"skd_srl": {"method.lambda_sim": 0.5}}; they should come from `sweep`, which trains with seeds of its own,
-looks at the validation videos alone and leaves the test split where it is. Validation videos are groups held
-out of the training list. A run's checkpoint is the best on them, and the test videos are used once, for
-that checkpoint.
+Hyper-parameters are those of `configs` and the methods' defaults; `SETTINGS_FROM` says where those come
+from. `--tuned FILE` names others: {"skd_srl": {"method.lambda_sim": 0.5}}; they should come from `sweep`,
+which trains with seeds of its own, looks at the validation videos alone and leaves the test split where it
+is. Validation videos are groups held out of the training list. A run's checkpoint is the best on them, and
+the test videos are used once, for that checkpoint. The results of a sweep that lie beside those of the runs,
+FILE_sweep.jsonl beside FILE.jsonl, tell the table how many settings were tried.
 
 `--set data.in_memory=True` holds the frames of a small data set in memory, decoded once; it needs no
 TensorFlow, once the data set is prepared.
 
 Every run has a workdir below --runs and goes on from its last checkpoint when the same command is given
-again; finished ones are in the results file, a JSON object a line, and are not run again. Runs of a method
-that learns from a teacher wait for the teacher's: "teacher", a network twice as wide trained on two views, of
-the first seed, and for tf_kd_self the supervised run of its own seed.
+again; finished ones are in the results file, a JSON object a line, and are not run again. A row names the
+commits of the code that its run has used, from its start to its end. Runs of a method that learns from a
+teacher wait for the teacher's: "teacher", a network twice as wide trained on two views, of the first seed, and for
+tf_kd_self the supervised run of its own seed. A sweep trains teachers first too, at their defaults and
+without the test videos.
 """
 
 import argparse
@@ -54,6 +58,18 @@ SEEDS = (0, 1, 2, 3, 4)
 SWEEP_SEEDS = (100, 101)  # none of those that are reported
 BASELINES = ("supervised_2v", "supervised")
 CONFIG = "configs/ucf101_tiny.py"
+
+# Where a method's default hyper-parameters come from. "published", in the paper, its authors' code or a public
+# re-implementation as docs/methods.md says, if it is not named here.
+SETTINGS_FROM = {
+    "supervised": "none",
+    "skd_srl": "swept",  # on validation; no published ones were at hand
+    "ddgsd": "published in part",  # the weight of its third term is recalled
+    "icsd": "published in part",  # the weight of its own term is this project's
+    "nfd": "published in part",  # likewise
+    "srm": "published in part",  # the middle of the grid that its authors searched
+    "tf_kd_self": "published for kd",  # its authors tuned them for each network
+}
 
 # Where things lie and how they are run; a row does not depend on it.
 _PLACES = ("data.prepared", "data.root", "method.teacher", "train.threads", "train.log_every")
@@ -119,6 +135,33 @@ def variant(name: str) -> Variant:
     if name in methods.names():
         return Variant(name)
     raise unknown("method", name, {*VARIANTS, *methods.names()})
+
+
+def teacher_of(name: str, seed: int) -> tuple[str, int] | None:
+    """(variant, seed) of the run that teaches a variant's run; None for those without a teacher."""
+    chosen = variant(name)
+    if not methods.takes_teacher(chosen.method):
+        return None
+    return chosen.teacher, seed if chosen.teacher_seed is None else chosen.teacher_seed
+
+
+def origin(name: str, seed: int, given: bool) -> dict[str, Any]:
+    """What a row says of a run's hyper-parameters and teacher.
+
+    Args:
+      name: of the variant.
+      seed: of the run.
+      given: whether the command set some of the hyper-parameters.
+
+    Returns:
+      "settings_from", "given" or see `SETTINGS_FROM`, and for methods that take one "teacher"
+      [variant, seed].
+    """
+    source, teacher = SETTINGS_FROM.get(variant(name).method, "published"), teacher_of(name, seed)
+    return {
+        "settings_from": "given" if given else source,
+        **({"teacher": list(teacher)} if teacher else {}),
+    }
 
 
 def budget(
@@ -207,6 +250,7 @@ def plan(
             **(tuned or {}).get(name, {}),
             **(setting or {}),
         }
+        given = bool((tuned or {}).get(name)) or any(k.startswith("method.") for k in common or {})
         recipe = accuracy_run.load_config(config_file, chosen.method, changes)
         views = settings.method(recipe, len(info["class_names"]), videos["train"]).num_views
         changes |= budget(recipe, videos["train"], views, chosen.longer)
@@ -214,9 +258,8 @@ def plan(
         places: dict[str, Any] = {"data.root": "", "data.prepared": os.path.abspath(data)}
         if threads:
             places["train.threads"] = threads
-        if methods.takes_teacher(chosen.method):
-            teacher_seed = seed if chosen.teacher_seed is None else chosen.teacher_seed
-            places["method.teacher"] = str(runs / _label(chosen.teacher, teacher_seed))
+        if teacher := teacher_of(name, seed):
+            places["method.teacher"] = str(runs / _label(*teacher))
         config = accuracy_run.load_config(config_file, chosen.method, changes | places)
         default = workdir.flat(accuracy_run.load_config(config_file, chosen.method, {}))
         flat = workdir.flat(config)
@@ -229,6 +272,7 @@ def plan(
             "overrides": changes | places,
             "workdir": str(folder),
             "test": test,
+            "settings": values,
         }
         steps = int(changes["train.duration"].split()[0])
         planned.append(
@@ -241,7 +285,7 @@ def plan(
                     "method": chosen.method,
                     "seed": seed,
                     **({"setting": dict(setting)} if setting is not None else {}),
-                    "tuned": bool((tuned or {}).get(name)),
+                    **origin(name, seed, given),
                     "config": config_file,
                     "differences": {k: v for k, v in values.items() if v != default.get(k)},
                     "settings": values,
@@ -263,13 +307,7 @@ def with_teachers(names: Sequence[str], seeds: Sequence[int]) -> list[list[tuple
     Stopped early, what is there compares all the variants on the seeds so far.
     """
     wanted = [(name, seed) for seed in seeds for name in names]
-    teachers = []
-    for name, seed in wanted:
-        chosen = variant(name)
-        if methods.takes_teacher(chosen.method):
-            teacher_seed = seed if chosen.teacher_seed is None else chosen.teacher_seed
-            teachers.append((chosen.teacher, teacher_seed))
-    first = list(dict.fromkeys(teachers))
+    first = list(dict.fromkeys(filter(None, (teacher_of(*run) for run in wanted))))
     return [first, [run for run in wanted if run not in first]]
 
 
@@ -283,6 +321,40 @@ def read_rows(path: Path) -> list[dict]:
             except ValueError:
                 continue
     return rows
+
+
+def in_full(rows: Iterable[Mapping[str, Any]]) -> list[dict]:
+    """Rows with what those of earlier versions lack: `origin`, and "commits" in place of one commit.
+
+    The one commit was the harness's at its start. A row of neither has "commits": [].
+    """
+    filled = []
+    for row in rows:
+        more: dict[str, Any] = {}
+        if "settings_from" not in row:
+            more |= origin(row["variant"], row["seed"], row.get("tuned", False))
+        if "commits" not in row:
+            one = {key: row.get(key) for key in ("commit", "uncommitted")}
+            more["commits"] = [one] if one["commit"] else []
+        filled.append({**more, **row})
+    return filled
+
+
+def read_tuned(path: Path) -> dict[str, dict[str, Any]]:
+    """{variant: {config key: value}} of a file.
+
+    Raises:
+      UserError: it cannot be read, is no such object, or names an unknown variant.
+    """
+    try:
+        tuned = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as JSON: {error}") from None
+    if not isinstance(tuned, dict) or not all(isinstance(v, dict) for v in tuned.values()):
+        raise UserError(f'{path} must hold {{"METHOD": {{"config key": value}}}}')
+    for name in tuned:
+        variant(name)
+    return tuned
 
 
 def append_row(path: Path, row: Mapping[str, Any]) -> None:
@@ -450,20 +522,6 @@ def _command(spec: Mapping[str, Any]) -> str:
     )
 
 
-def _commit() -> dict[str, Any]:
-    def git(*arguments: str) -> str:
-        done = subprocess.run(
-            ["git", *arguments], capture_output=True, text=True, check=False, cwd=_REPOSITORY
-        )
-        return done.stdout.strip() if done.returncode == 0 else ""
-
-    changed = git("status", "--porcelain", "--untracked-files=no", "--", "skd_jax", "configs")
-    return {"commit": git("rev-parse", "HEAD"), "uncommitted": bool(changed)}
-
-
-_REPOSITORY = Path(__file__).resolve().parents[1]
-
-
 def _prepare(arguments: argparse.Namespace, common: Mapping[str, Any]) -> None:
     if not arguments.root:
         return
@@ -516,7 +574,7 @@ def _run(arguments: argparse.Namespace) -> None:
         if not sign:
             raise UserError(f"--set {text}: write KEY=VALUE")
         common[key] = _value(value)
-    tuned = json.loads(arguments.tuned.read_text()) if arguments.tuned else {}
+    tuned = read_tuned(arguments.tuned) if arguments.tuned else {}
     _prepare(arguments, common)
     options = {
         "common": common,
@@ -529,21 +587,24 @@ def _run(arguments: argparse.Namespace) -> None:
             arguments.config, names, seeds, arguments.prepared, arguments.runs, **options, **more
         )
 
+    rounds = with_teachers(arguments.methods, arguments.seeds)
     if arguments.mode == "sweep":
-        rounds = [
-            [
-                run
-                for setting in settings_of(arguments.vary, arguments.product)
-                for run in planned(arguments.methods, arguments.seeds, setting=setting, test=False)
-            ]
+        teachers = [
+            run
+            for name, seed in rounds[0]
+            for run in planned([name], [seed], setting={}, test=False)
         ]
+        swept = [
+            run
+            for setting in settings_of(arguments.vary, arguments.product)
+            for run in planned(arguments.methods, arguments.seeds, setting=setting, test=False)
+        ]
+        rounds = [teachers, swept]
     else:
         rounds = [
-            [run for name, seed in part for run in planned([name], [seed])]
-            for part in with_teachers(arguments.methods, arguments.seeds)
+            [run for name, seed in part for run in planned([name], [seed])] for part in rounds
         ]
     extra = {"harness": shlex.join(["python", "-m", "benchmarks.accuracy", *sys.argv[1:]])}
-    extra |= _commit()
     failed = []
     for part in filter(None, rounds):
         failed += execute(
@@ -564,10 +625,12 @@ def _run(arguments: argparse.Namespace) -> None:
 
 
 def _table(results: Path, baselines: Sequence[str]) -> None:
-    rows = read_rows(results)
+    rows = in_full(read_rows(results))
     if not rows:
         raise UserError(f"{results} holds no finished run")
-    _write(results.with_suffix(".md"), accuracy_table.markdown(rows, baselines))
+    sweep = read_rows(results.with_name(results.stem + "_sweep.jsonl"))
+    text = accuracy_table.markdown(rows, baselines, accuracy_table.settings_tried(sweep))
+    _write(results.with_suffix(".md"), text)
     accuracy_table.plot_points(rows, results.with_suffix(".png"), baselines[0])
     accuracy_table.plot_validation(
         rows, results.with_name(results.stem + "_validation.png"), [*baselines, "skd_srl"]

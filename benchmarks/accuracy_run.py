@@ -12,6 +12,7 @@ import json
 import platform
 import re
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Mapping
@@ -21,6 +22,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from benchmarks import machine
 from benchmarks.accuracy_table import view_statistics
 from skd_jax import (
     augment,
@@ -37,7 +39,10 @@ from skd_jax.data import prepared
 from skd_jax.errors import UserError
 from skd_jax.methods.base import network
 
-MEASURED = "measured.json"
+MEASURED, COMMITS = "measured.json", "commits.json"
+# What a run executes; results, prepared data and documents may change meanwhile.
+_CODE = ("benchmarks", "configs", "main.py", "skd_jax")
+_REPOSITORY = Path(__file__).resolve().parents[1]
 _LATE = 5  # last evaluations of which the mean is taken
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "tensorflow")
 
@@ -70,18 +75,46 @@ def run(spec: Mapping[str, Any], log=print) -> dict[str, Any] | None:
     """Trains and measures; what is in `measured.json` already is not done again.
 
     Args:
-      spec: "config_file", "method", "overrides", "workdir", and "test": whether the test split may be
-        used; without it only validation is reported.
+      spec: "config_file", "method", "overrides", "workdir", "settings", which the config must come to, and
+        "test": whether the test split may be used; without it only validation is reported.
       log: takes one line of text.
 
     Returns:
       What the row of the run gets from it; None if a SIGTERM stopped the training.
+
+    Raises:
+      UserError: a config file or a default has changed since the run was planned, or what is measured
+        there is of other settings.
     """
     folder = Path(spec["workdir"])
-    if (folder / MEASURED).is_file():
-        return json.loads((folder / MEASURED).read_text())
+    path = folder / MEASURED
+    measured = path.is_file()
+    result = _measured(path, spec) if measured else _train(folder, spec, log)
+    if result is None or not spec["test"] or "test_top1" in result:
+        return result
+    if measured:  # by a sweep, which leaves the test videos alone, or killed in between
+        result["commits"] = note_commit(folder, resumed=True)
+    result |= test_of(classifier.load(folder, log))
+    workdir.write_json(path, result)
+    return result
+
+
+def _measured(path: Path, spec: Mapping[str, Any]) -> dict[str, Any]:
+    result = json.loads(path.read_text())
+    if changed := _changed(result.get("settings", {}), spec["settings"]):
+        raise UserError(f"{path.parent} is of another config ({changed}); take another --runs")
+    return result
+
+
+def _train(folder: Path, spec: Mapping[str, Any], log) -> dict[str, Any] | None:
     config = load_config(spec["config_file"], spec["method"], spec["overrides"])
+    if changed := _changed(json.loads(json.dumps(workdir.flat(config))), spec["settings"]):
+        raise UserError(
+            f"the code has changed since this run was planned ({changed} would differ); start the "
+            "command again"
+        )
     resumed = workdir.has_checkpoint(folder) or bool(stages.folders(folder))
+    commits = note_commit(folder, resumed)
     start = time.monotonic()
     if not modes.run_train(config, folder, log, frozenset(spec["overrides"]), test=False):
         return None
@@ -95,13 +128,66 @@ def run(spec: Mapping[str, Any], log=print) -> dict[str, Any] | None:
         "resumed": resumed,
         **speed([*stages.folders(folder), folder]),
         **({"stages": stages.last_metrics(folder)} if stages.folders(folder) else {}),
-        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "device": device(),
         "versions": _versions(),
+        "commits": commits,
+        "settings": spec["settings"],
     }
-    if spec["test"]:
-        result |= test_of(trained)
     workdir.write_json(folder / MEASURED, result)
     return result
+
+
+def _changed(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Keys with different values in both; a key that came later was at its default."""
+    return ", ".join(sorted(key for key in then.keys() & now.keys() if then[key] != now[key]))
+
+
+def commit() -> dict[str, Any]:
+    """Of the code that runs.
+
+    Returns:
+      {"commit": of the checkout, "uncommitted": whether the code differs from it, new files included};
+      "" and None where that cannot be known, as outside a checkout.
+    """
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", *arguments], capture_output=True, text=True, check=True, cwd=_REPOSITORY
+        ).stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--untracked-files=all", "--", *_CODE)
+        return {"commit": git("rev-parse", "HEAD"), "uncommitted": bool(changed)}
+    except (OSError, subprocess.CalledProcessError):
+        return dict(_UNKNOWN)
+
+
+_UNKNOWN = {"commit": "", "uncommitted": None}
+
+
+def note_commit(folder: Path, resumed: bool) -> list[dict[str, Any]]:
+    """The commits that a run has used, this process's included, which are kept in its workdir.
+
+    Args:
+      folder: the workdir.
+      resumed: whether it goes on from what is there; where no commits were noted then, one unknown
+        one stands for them.
+    """
+    path = folder / COMMITS
+    before = json.loads(path.read_text()) if path.is_file() else [dict(_UNKNOWN)]
+    commits = before if resumed else []
+    if (now := commit()) not in commits:
+        commits = [*commits, now]
+    folder.mkdir(parents=True, exist_ok=True)
+    workdir.write_json(path, commits)
+    return commits
+
+
+def device() -> str:
+    """What it runs on: the processor and the cores that are used of it, or the accelerators."""
+    if jax.default_backend() == "cpu":
+        return machine.processor()
+    return f"{jax.device_count()} x {jax.devices()[0].device_kind}"
 
 
 def validation_of(rows: list[dict]) -> dict[str, Any]:

@@ -14,7 +14,8 @@ def processor() -> str:
     if table.exists():
         fields = (line.partition(":") for line in table.read_text().splitlines())
         name = next((text.strip() for key, _, text in fields if key.strip() == "model name"), name)
-    return f"{name}, {cores()} cores"
+    number = cores()
+    return f"{name}, {number} core{'s' if number > 1 else ''}"
 
 
 def cores() -> int:

@@ -1,6 +1,7 @@
 """The accuracy harness: statistics against closed forms, budgets, resuming; one tiny run for real."""
 
 import json
+import subprocess
 import threading
 
 import numpy as np
@@ -58,6 +59,23 @@ def test_variances_of_seeds_and_groups_add_up():
     np.testing.assert_allclose([got["low"], got["high"]], [centre - half, centre + half], atol=0.02)
 
 
+def test_noise_of_seed_and_group_counts_three_times():
+    """The bootstrap's variance given the data, in closed form; of noise it is nearly thrice the truth."""
+    n, m = 30, 40
+    noise = RNG.normal(size=(n, m))
+    got = accuracy_table.paired_interval(
+        runs_of(noise[:, :, None]), runs_of(np.zeros((n, m, 1))), level=0.95
+    )
+    # Multinomial counts w of k have E[w w'] = I + (1 - 1/k) J.
+    total, shrink = noise.sum(), (1 - 1 / n) * (1 - 1 / m) - 1
+    rows, columns = (noise.sum(1) ** 2).sum(), (noise.sum(0) ** 2).sum()
+    squares = (noise**2).sum() + (1 - 1 / m) * rows + (1 - 1 / n) * columns + shrink * total**2
+    half = 1.96 * np.sqrt(squares) / (n * m)
+    np.testing.assert_allclose((got["high"] - got["low"]) / 2, half, rtol=0.03)
+    naive = 1.96 * noise.std() / np.sqrt(n * m)
+    np.testing.assert_allclose(half / naive, np.sqrt(3), rtol=0.1)
+
+
 def test_groups_weigh_by_their_videos():
     first = {0: {"a": np.ones(3), "b": np.zeros(1)}}
     second = {0: {"a": np.zeros(3), "b": np.zeros(1)}}
@@ -105,10 +123,14 @@ def test_groups_of_ucf101_and_of_others():
 # --- the table ---
 
 
+COMMIT = {"commit": "0123456789", "uncommitted": False}
+
+
 def row(variant, seed, top1, **more):
     flags = "".join("1" if i < round(10 * top1) else "0" for i in range(10))
     return {
         "variant": variant,
+        "method": variant,
         "seed": seed,
         "test_top1": top1,
         "test_correct": {f"g{i}": flags[2 * i : 2 * i + 2] for i in range(5)},
@@ -119,31 +141,135 @@ def row(variant, seed, top1, **more):
         "view_cosine": 0.9,
         "between_cosine": 0.5,
         "clips_seen": 1600,
-        "tuned": False,
+        "settings_from": "none",
         "data": {"name": "ucf101", "train": 9, "validation": 3, "test": 10},
-        "device": "1 x cpu",
-        "commit": "0123456789",
+        "device": "Some CPU, 2 cores",
+        "commits": [COMMIT],
+        "parameters": 900_000,
         **more,
     }
 
 
 ROWS = [
     *(row("supervised_2v", seed, 0.5 + 0.1 * seed) for seed in range(3)),
-    *(row("skd_srl", seed, 0.6 + 0.1 * seed, tuned=True) for seed in range(3)),
+    *(row("skd_srl", seed, 0.6 + 0.1 * seed, settings_from="swept") for seed in range(3)),
     row("supervised", 0, 0.4),
 ]
 
 
+def table(rows, **options):
+    """(cells of the rows by variant, the caption)."""
+    text = accuracy_table.markdown(rows, accuracy.BASELINES, resamples=200, **options)
+    *lines, blank, caption = text.splitlines()
+    assert not blank
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert len({len(each) for each in cells}) == 1
+    return {each[0]: dict(zip(cells[0], each, strict=True)) for each in cells[2:]}, caption
+
+
 def test_table():
-    lines = accuracy_table.markdown(ROWS, accuracy.BASELINES, resamples=200).splitlines()
-    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[:5]]
-    assert [row[0] for row in cells[2:]] == ["skd_srl (tuned)", "supervised_2v", "supervised"]
-    assert cells[2][2] == "0.700 ± 0.100" and cells[4][2] == "0.400"
-    assert cells[2][3].startswith("+0.100 [") and cells[2][3].endswith("ahead at 3 of 3")
-    assert cells[2][4].startswith("+0.200 [") and cells[2][4].endswith("ahead at 1 of 1")
-    assert cells[3][3] == "" and cells[3][4].startswith("+0.100 [")
-    assert [row[-1] for row in cells[2:]] == ["2.00", "1.00", "1.00"]
-    assert "1,600 clips seen" in lines[6] and "5 groups" in lines[6] and "0123456" in lines[6]
+    cells, caption = table(ROWS)
+    assert list(cells) == ["skd_srl", "supervised_2v", "supervised"]
+    ours, two, one = cells.values()
+    assert ours["test top-1"] == "0.700 ± 0.100" and one["test top-1"] == "0.400"
+    against = "against supervised_2v [95 %]", "against supervised [95 %]"
+    assert ours[against[0]].startswith("+0.100 [") and ours[against[0]].endswith("ahead at 3 of 3")
+    assert ours[against[1]].startswith("+0.200 [") and ours[against[1]].endswith("ahead at 1 of 1")
+    assert two[against[0]] == "" and two[against[1]].startswith("+0.100 [")
+    assert [each["time of a step"] for each in cells.values()] == ["2.00", "1.00", "1.00"]
+    assert two["views agree"] == "0.800 ± 0.000" and one["views agree"] == "0.800"
+    assert two["cosine within / between videos"] == "0.900 ± 0.000 / 0.500"
+    assert "1,600 clips seen" in caption and "5 groups" in caption
+    assert caption.endswith("Made on Some CPU, 2 cores, at 0123456.")
+
+
+def test_the_table_says_where_hyper_parameters_come_from():
+    cells, caption = table([*ROWS, row("byot", 0, 0.1, settings_from="published")])
+    assert [cells[name]["hyper-parameters"] for name in ("skd_srl", "supervised", "byot")] == [
+        "swept",
+        "none",
+        "published",
+    ]
+    assert '"Swept" are defaults' in caption and '"Published" are those' in caption
+    assert "in brackets" not in caption and '"Given"' not in caption
+    cells, caption = table(ROWS, tried={"skd_srl": 12, "supervised": 1})
+    assert cells["skd_srl"]["hyper-parameters"] == "swept (12)"
+    assert cells["supervised"]["hyper-parameters"] == "none"
+    assert "from as many settings as stand in brackets" in caption and '"Published"' not in caption
+
+
+def test_settings_tried_are_counted_once():
+    rows = [
+        {"method": "skd_srl", "settings": {"method.lambda_sim": value, "train.seed": seed}}
+        for value in (0.2, 0.5, 0.2)  # the default may come twice
+        for seed in (100, 101)
+    ]
+    rows.append({"method": "ddgsd", "settings": {"train.seed": 100}})
+    assert accuracy_table.settings_tried(rows) == {"skd_srl": 2, "ddgsd": 1}
+    assert accuracy_table.settings_tried([]) == {}
+
+
+def test_the_table_says_what_teachers_cost_and_who_shares_one():
+    shared = {"teacher": ["teacher", 0], "settings_from": "published"}
+    rows = [
+        *ROWS,
+        row("teacher", 0, 0.8, clips_seen=3200, parameters=3_500_000),
+        *(row(name, seed, 0.3, **shared) for name in ("kd", "at") for seed in (0, 1)),
+        *(row("tf_kd_self", seed, 0.2, teacher=["supervised_2v", seed]) for seed in (0, 1)),
+        row("srm", 0, 0.1, teacher=["teacher", 7]),
+    ]
+    cells, caption = table(rows)
+    assert {name: each["clips seen"] for name, each in cells.items()} == {
+        "teacher": "3,200",
+        **dict.fromkeys(("skd_srl", "supervised_2v", "supervised"), "1,600"),
+        **dict.fromkeys(("kd", "at"), "1,600 + 3,200"),
+        "tf_kd_self": "1,600 + 1,600",
+        "srm": "1,600 + ?",  # its teacher's row is not there
+    }
+    assert "teacher of seed 0 (3,500,000 parameters), taught all runs of kd, at:" in caption
+    assert "teacher of seed 7, taught all runs of srm:" in caption
+    assert "Every run of tf_kd_self has a teacher of its own, the run of supervised_2v" in caption
+    assert "taught" not in table(ROWS)[1]
+
+
+def test_the_table_says_at_which_commits_it_was_made():
+    def said(*commits):
+        rows = [row("supervised", seed, 0.4, commits=each) for seed, each in enumerate(commits)]
+        return table(rows)[1].rpartition("2 cores, ")[2]
+
+    other, dirty = {"commit": "fedcba9876", "uncommitted": False}, COMMIT | {"uncommitted": True}
+    assert said([COMMIT], [COMMIT]) == "at 0123456."
+    assert said([COMMIT], [other]) == "at mixed commits (0123456, fedcba9)."
+    assert said([COMMIT, other], [other]).endswith("1 of 2 with more than one commit, resumed.")
+    assert said([dirty], [COMMIT]) == "at 0123456; runs: 1 of 2 with code changed since the commit."
+    unknown = {"commit": "", "uncommitted": None}
+    assert said([COMMIT], []) == "at 0123456; runs: 1 of 2 with a commit not known."
+    assert said([unknown], []) == "at a commit that is not known."
+
+
+def test_rows_of_before_are_filled_in():
+    old = {"variant": "skd_srl_labels", "seed": 1, "tuned": False, "commit": "ab", "x": 1}
+    (got,) = accuracy.in_full([old | {"uncommitted": True}])
+    assert got["settings_from"] == "swept" and "teacher" not in got and got["x"] == 1
+    assert got["commits"] == [{"commit": "ab", "uncommitted": True}]
+    tuned, teaching, own = accuracy.in_full(
+        [
+            old | {"variant": "ddgsd", "tuned": True},
+            {"variant": "kd", "seed": 1},  # its measurement was kept, its commit was not
+            {"variant": "tf_kd_self", "seed": 1, "commits": [COMMIT]},
+        ]
+    )
+    assert tuned["settings_from"] == "given"
+    assert (teaching["teacher"], teaching["settings_from"]) == (["teacher", 0], "published")
+    assert teaching["commits"] == []
+    assert own["teacher"] == ["supervised_2v", 1] and own["commits"] == [COMMIT]
+    assert accuracy.in_full([own | {"settings_from": "x"}]) == [own | {"settings_from": "x"}]
+
+
+def test_every_source_of_settings_is_a_methods():
+    from skd_jax import methods
+
+    assert set(accuracy.SETTINGS_FROM) <= set(methods.names())
 
 
 def test_plots_are_written(tmp_path):
@@ -246,10 +372,18 @@ def test_plan(data, tmp_path):
     assert (one.facts["batch"], two.facts["batch"]) == (16, 8)
     assert labels.facts["differences"]["method.lambda_sim"] == 0.0
     assert labels.facts["differences"]["method.temperature"] == 4.0
-    assert labels.facts["differences"]["train.seed"] == 1 and labels.facts["tuned"]
-    assert not one.facts["tuned"] and "data.prepared" not in one.facts["settings"]
+    assert labels.facts["differences"]["train.seed"] == 1
+    assert labels.facts["settings_from"] == "given" and one.facts["settings_from"] == "none"
+    assert "data.prepared" not in one.facts["settings"]
     assert "--config=configs/ucf101_tiny.py:supervised" in two.facts["command"]
     assert "--config.method.views=2" in two.facts["command"]
+
+
+def test_hyper_parameters_of_all_runs_are_given_too(data, tmp_path):
+    (run,) = planned(data, tmp_path, ["byot"], [0], common={"method.temperature": 2.0})
+    assert run.facts["settings_from"] == "given"
+    (run,) = planned(data, tmp_path, ["byot"], [0], common={"train.ema_decay": 0.9})
+    assert run.facts["settings_from"] == "published"
 
 
 def test_methods_with_a_teacher_wait_for_it(data, tmp_path):
@@ -261,11 +395,59 @@ def test_methods_with_a_teacher_wait_for_it(data, tmp_path):
     assert teacher == planned(data, tmp_path, ["teacher"], [0])[0].spec["workdir"]
 
 
+def test_a_sweep_trains_teachers_first_and_none_uses_the_test_videos(data, tmp_path, monkeypatch):
+    begun = []
+
+    def start(run, slot, jobs):
+        begun.append((accuracy._label(run.variant, run.seed, run.facts["setting"]), run.spec))
+        return {"validation_top1": 0.5, "validation_late": 0.5}
+
+    monkeypatch.setattr(accuracy, "start_process", start)
+    results = tmp_path / "sweep.jsonl"
+    names = ["--methods", "kd", "tf_kd_self", "--seeds", "100", "--vary", "method.temperature=2"]
+    places = ["--prepared", data, "--runs", str(tmp_path / "runs"), "--results", str(results)]
+    accuracy.main(["sweep", *names, *places])
+    assert [label for label, _ in begun] == [
+        "teacher-seed0",
+        "supervised_2v-seed100",
+        "kd-seed100",
+        "tf_kd_self-seed100",
+        "kd-method.temperature=2-seed100",
+        "tf_kd_self-method.temperature=2-seed100",
+    ]
+    assert not any(spec["test"] for _, spec in begun)
+    teachers = [spec["workdir"] for _, spec in begun[:2]]
+    assert [spec["overrides"]["method.teacher"] for _, spec in begun[2:]] == 2 * teachers
+    assert begun[0][1]["settings"]["model.width"] == 0.5
+    assert "| kd: method.temperature=2 | 1 | 0.500" in results.with_suffix(".md").read_text()
+    rows = accuracy.read_rows(results)
+    assert len(rows) == 6 and rows[2]["teacher"] == ["teacher", 0]
+    # The count goes to the table of the results that the sweep's lie beside.
+    assert accuracy_table.settings_tried(rows)["kd"] == 2
+
+
 def test_unknown_names_are_told(data, tmp_path):
     with pytest.raises(UserError, match="did you mean 'supervised_2v'"):
         accuracy.variant("supervised_2w")
     with pytest.raises(UserError, match="configs/ucf101_tiny.py:skd_srl"):
         planned(data, tmp_path, ["skd_srl"], common={"method.lambda_simm": 1.0})
+
+
+def test_tuned_values_are_those_of_variants(tmp_path):
+    path = tmp_path / "tuned.json"
+    path.write_text('{"skd_srl": {"method.lambda_sim": 0.5}}')
+    assert accuracy.read_tuned(path) == {"skd_srl": {"method.lambda_sim": 0.5}}
+    for text, said in (
+        ('{"skd_sr": {}}', "did you mean 'skd_srl'"),
+        ('{"skd_srl": 1}', "must hold"),
+        ("[]", "must hold"),
+        ("{", "tuned.json cannot be read as JSON"),
+    ):
+        path.write_text(text)
+        with pytest.raises(UserError, match=said):
+            accuracy.read_tuned(path)
+    with pytest.raises(UserError, match="none.json cannot be read"):
+        accuracy.read_tuned(tmp_path / "none.json")
 
 
 def test_settings_of_a_sweep():
@@ -355,6 +537,78 @@ def test_validation_and_speed(tmp_path):
     np.testing.assert_allclose(got["step_seconds"], 17.5 / 40)
 
 
+def git(folder, *arguments):
+    who = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false"]
+    done = subprocess.run(
+        ["git", *who, *arguments], cwd=folder, check=True, capture_output=True, text=True
+    )
+    return done.stdout.strip()
+
+
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+    """A small checkout in place of the one that the harness runs from."""
+    folder = tmp_path / "checkout"
+    for name in ("skd_jax/losses.py", "benchmarks/a.py", "configs/c.py", "main.py", "README.md"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("1\n")
+    (folder / ".gitignore").write_text("/runs/\n__pycache__/\n")
+    git(folder, "init", "-q")
+    git(folder, "add", ".")
+    git(folder, "commit", "-qm", "first")
+    monkeypatch.setattr(accuracy_run, "_REPOSITORY", folder)
+    return folder
+
+
+def test_code_that_differs_from_its_commit_is_told(checkout, tmp_path, monkeypatch):
+    head = git(checkout, "rev-parse", "HEAD")
+    for name in (
+        "docs/results/r.jsonl",
+        "runs/x/log.txt",
+        "skd_jax/__pycache__/a.pyc",
+        "README.md",
+    ):
+        (checkout / name).parent.mkdir(parents=True, exist_ok=True)
+        (checkout / name).write_text("2\n")
+    assert accuracy_run.commit() == {"commit": head, "uncommitted": False}
+    for name in ("skd_jax/new.py", "benchmarks/a.py", "configs/c.py", "main.py"):
+        path = checkout / name
+        before = path.read_text() if path.exists() else None
+        path.write_text("2\n")
+        assert accuracy_run.commit() == {"commit": head, "uncommitted": True}, name
+        path.unlink() if before is None else path.write_text(before)
+    assert not accuracy_run.commit()["uncommitted"]
+    monkeypatch.setattr(accuracy_run, "_REPOSITORY", tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert accuracy_run.commit() == {"commit": "", "uncommitted": None}
+    monkeypatch.setenv("PATH", "")
+    assert accuracy_run.commit() == {"commit": "", "uncommitted": None}
+
+
+def test_a_run_keeps_every_commit_that_it_used(checkout, tmp_path):
+    def now():
+        return {"commit": git(checkout, "rev-parse", "HEAD"), "uncommitted": False}
+
+    folder, first = tmp_path / "run", now()
+    assert accuracy_run.note_commit(folder, resumed=False) == [first]
+    assert accuracy_run.note_commit(folder, resumed=True) == [first]
+    git(checkout, "commit", "-qm", "second", "--allow-empty")
+    assert accuracy_run.note_commit(folder, resumed=True) == [first, now()]
+    # Begun anew, what an attempt without a checkpoint used is of no account.
+    assert accuracy_run.note_commit(folder, resumed=False) == [now()]
+    # Resumed where no commits were noted: the run began at one that nobody knows.
+    unknown = {"commit": "", "uncommitted": None}
+    assert accuracy_run.note_commit(tmp_path / "older", resumed=True) == [unknown, now()]
+
+
+def test_a_default_that_changed_since_the_planning_is_refused(data, tmp_path):
+    (run,) = planned(data, tmp_path, ["skd_srl"], [0])
+    run.spec["settings"]["method.temperature"] = 3.0
+    with pytest.raises(UserError, match=r"code has changed .* \(method.temperature would differ\)"):
+        accuracy_run.run(run.spec, lambda _: None)
+    assert not (tmp_path / "runs").exists()
+
+
 def test_a_tiny_run_for_real(tmp_path, monkeypatch):
     """Training, resuming after the fact, and the same test accuracy as --mode=evaluate has."""
     from skd_jax import datasets, modes
@@ -375,13 +629,20 @@ def test_a_tiny_run_for_real(tmp_path, monkeypatch):
         common=common,
     )
     results = tmp_path / "results.jsonl"
-    extra = {"commit": ""}
+    used = [{"commit": "ab", "uncommitted": False}]
+    monkeypatch.setattr(accuracy_run, "commit", lambda: used[-1])
 
     def start(run, slot):
         return accuracy_run.run(run.spec, lambda _: None)
 
-    assert not accuracy.execute([run], results, start, log=lambda _: None, extra=extra)
+    # A sweep's run, for one: the test videos are used once they may be.
+    untested = accuracy_run.run(run.spec | {"test": False}, lambda _: None)
+    assert "test_top1" not in untested and untested["commits"] == used
+    used.append({"commit": "cd", "uncommitted": True})
+    assert not accuracy.execute([run], results, start, log=lambda _: None)
     (row,) = accuracy.read_rows(results)
+    assert row["commits"] == used and row["validation_top1"] == untested["validation_top1"]
+    assert row["device"] == accuracy_run.machine.processor()
     assert row["steps"] == 4 and row["clips_seen"] == 4 * 16 == 4 * row["batch"]
     assert sum(map(len, row["test_correct"].values())) == row["data"]["test"] == 16
     hits = sum(flags.count("1") for flags in row["test_correct"].values())
@@ -392,6 +653,10 @@ def test_a_tiny_run_for_real(tmp_path, monkeypatch):
     # With its results file lost, the run is measured no second time.
     results.unlink()
     monkeypatch.setattr(accuracy_run, "test_of", None)
-    assert not accuracy.execute([run], results, start, log=lambda _: None, extra=extra)
+    used.append({"commit": "ef", "uncommitted": False})
+    assert not accuracy.execute([run], results, start, log=lambda _: None)
     assert accuracy.read_rows(results) == [row]
+    other = run.spec | {"settings": row["settings"] | {"optim.momentum": 0.5}}
+    with pytest.raises(UserError, match=r"is of another config \(optim.momentum\)"):
+        accuracy_run.run(other, lambda _: None)
     assert "supervised" in accuracy_table.markdown([row], accuracy.BASELINES)
