@@ -8,9 +8,9 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from skd_jax.losses.targets import probability_distillation
 from skd_jax.losses.vectors import normalise
-
-_HIGHEST = jax.lax.Precision.HIGHEST  # GPUs and TPUs would round the factors of a product
+from skd_jax.precision import EXACT
 
 
 def maximum_mean_discrepancy(
@@ -44,6 +44,38 @@ def maximum_mean_discrepancy(
     if axis_name is not None:
         difference = jax.lax.pmean(difference, axis_name)
     return jnp.sum(difference * difference)
+
+
+def ensemble_distillation(
+    embedding: chex.Array,
+    logits: chex.Array,
+    temperature: float,
+    omega: float,
+    axis_name: str | None = None,
+) -> chex.Array:
+    """BAKE: T^2 KL(Q || softmax(logits / T)), Q the labels that the whole batch agrees on.
+
+    Ge et al. 2021, see `batch_ensemble`, which makes Q. Q is a constant, the embeddings and logits
+    behind it alike: the ensemble is the teacher, not to be lowered to the level of its members.
+
+    Args:
+      embedding: (B, D) floats.
+      logits: (B, K) floats, of the same examples.
+      temperature: T > 0.
+      omega: share of the others in Q, in [0, 1).
+      axis_name: the replicas' axis: Q is mixed from the examples of all replicas, and the result is
+        the mean over this replica's; the mean over the replicas is that of their whole batch. None
+        sees this batch alone.
+
+    Returns:
+      float32 scalar, in nats times T^2.
+
+    Raises:
+      ValueError: as `batch_ensemble`.
+    """
+    constant = jax.lax.stop_gradient((embedding, logits))
+    targets = batch_ensemble(*constant, temperature, omega, axis_name)
+    return probability_distillation(logits, targets, temperature, scale_by_t2=True).mean()
 
 
 def batch_ensemble(
@@ -92,7 +124,7 @@ def batch_ensemble(
     if axis_name is not None:
         directions, labels = jax.lax.all_gather((directions, labels), axis_name, tiled=True)
     itself = jnp.eye(len(labels), dtype=jnp.float32)
-    cosines = jnp.matmul(directions, directions.T, precision=_HIGHEST)
+    cosines = jnp.matmul(directions, directions.T, precision=EXACT)
     # A large number and not infinity: an example that is alone in its batch is left with itself.
     weights = jax.nn.softmax(cosines - 1e9 * itself)
     mixed = jnp.linalg.solve(itself - omega * weights, (1.0 - omega) * labels)
