@@ -85,7 +85,7 @@ def batch_ensemble(
     omega: float,
     axis_name: str | None = None,
 ) -> chex.Array:
-    """Soft labels of each example, mixed with those of the examples that resemble it.
+    """Soft labels of each example, mixed with those that resemble it: targets, not yet a loss.
 
     Ge et al., "Self-distillation with Batch Knowledge Ensembling Improves ImageNet Classification",
     2021 (BAKE), the closed form of infinitely many rounds of mixing Q <- w W Q + (1 - w) P:
@@ -93,7 +93,8 @@ def batch_ensemble(
         W = softmax over j != i of cos(e_i, e_j),   P = softmax(logits / T)
         Q = (1 - w) (I - w W)^-1 P
 
-    The rows of Q sum to 1. I - w W is diagonally dominant, so that solving is safe for any w < 1.
+    `ensemble_distillation` is the loss made of them. The rows of Q sum to 1. I - w W is diagonally
+    dominant, so that solving is safe for any w < 1.
 
     Args:
       embedding: (B, D) floats.

@@ -53,11 +53,11 @@ class Discriminators(nn.Module):
 class MixSKD(auxiliary.AuxiliaryMethod):
     """Yang et al., "MixSKD: Self-Knowledge Distillation from Mixup for Image Recognition", ECCV 2022.
 
-    As in the authors' code (winycg/Self-KD-Lib). Every clip x has a partner x' and a share m from
-    Beta(mixup_alpha, mixup_alpha), and v = m x + (1 - m) x' goes through the network with it. Branches
-    on the inner stages end, as the network does, in logits q_i and last maps f_i, i = 1..n. With
-    q_i^ = m q_i(x) + (1 - m) q_i(x'), f_i^ alike, y^ the mixed labels and e the ensemble's logits of
-    all stages' features:
+    As in the authors' code (winycg/Self-KD-Lib). Every clip x has a partner x' in the replica's batch
+    and a share m from Beta(mixup_alpha, mixup_alpha), and v = m x + (1 - m) x' goes through the network
+    with it. Branches on the inner stages end, as the network does, in logits q_i and last maps f_i,
+    i = 1..n. With q_i^ = m q_i(x) + (1 - m) q_i(x'), f_i^ alike, y^ the mixed labels and e the
+    ensemble's logits of all stages' features:
 
         L = sum_i [CE(q_i(x), y) + CE(q_i(v), y^)] + CE(e(f^), y^) + CE(e(f(v)), y^)
             + lambda_kd { sum_{i<n} [KL(sg q_i(v) || q_i^) + KL(sg q_i^ || q_i(v))]
