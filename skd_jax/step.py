@@ -122,9 +122,15 @@ def train_step(
     """One update from one replica's batch.
 
     Gradients, metrics and running statistics are averaged over `axis_name` in one all-reduce, so
-    every replica ends with the same state. That state does not depend on the number of replicas, to
-    rounding, unless the model has dropout: each replica draws its own. Only what is not frozen is
-    differentiated and reduced.
+    every replica ends with the same state. Only what is not frozen is differentiated and reduced.
+
+    That state does not depend on the number of replicas, to rounding, but where a replica draws or
+    looks at its own part of the batch alone:
+    - draws: dropout, the shares and partners of mixed clips (MixSKD, FRSKD with `mix`) and CRD's
+      negatives come from a key of the replica's own, and partners from its own part of the batch;
+    - `sync_batch_norm=False`: each part is normalised by itself;
+    - `accumulate` above 1: a micro-batch holds one piece of every replica's part, so which videos
+      share it, for BatchNorm and for losses that compare examples, changes with their number.
 
     Args:
       state: replicated.

@@ -65,6 +65,28 @@ def test_ensemble_of_one_and_of_zero_vectors():
     np.testing.assert_allclose(got, ensemble(0 * FIRST, 1e4 * LOGITS, 2.0, 0.5), rtol=1e-4)
 
 
+def distilled(embedding, logits, axis_name=None):
+    return losses.ensemble_distillation(embedding, logits, 4.0, 0.5, axis_name)
+
+
+def test_distillation_from_the_ensemble_and_its_gradient():
+    """The targets, and who resembles whom, are constants."""
+    got, (to_embedding, to_logits) = jax.jit(jax.value_and_grad(distilled, (0, 1)))(FIRST, LOGITS)
+    targets = ensemble(FIRST, LOGITS, 4.0, 0.5)
+    student = softmax(LOGITS.astype(np.float64) / 4)
+    want = 16 * (targets * np.log(targets / student)).sum(1).mean()
+    assert got.shape == () and got.dtype == jnp.float32 and want > 1e-3
+    np.testing.assert_allclose(got, want, rtol=1e-3)
+    np.testing.assert_allclose(to_logits, 4 * (student - targets) / 6, rtol=1e-3, atol=1e-6)
+    np.testing.assert_array_equal(to_embedding, 0 * FIRST)
+
+
+def test_replicas_distil_their_examples_from_the_ensemble_of_all():
+    got = in_parts(distilled, FIRST, LOGITS)
+    np.testing.assert_allclose(got.mean(), distilled(FIRST, LOGITS), rtol=1e-4)
+    assert abs(got[0] - distilled(FIRST[:3], LOGITS[:3])) > 1e-4
+
+
 def in_parts(function, *arrays):
     """A function of (arrays, axis_name) on two replicas, its results one after the other."""
     parts = [a.reshape(2, 3, *a.shape[1:]) for a in arrays]

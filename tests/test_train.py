@@ -1,5 +1,6 @@
 """The loop: what it does when the numbers go wrong, and the averaged weights."""
 
+import functools
 import json
 import os
 import re
@@ -24,15 +25,15 @@ SETTINGS = train.LoopSettings(
 )
 
 
-def batches(start: int = 0, videos: int = 8):
+def batches(start: int = 0, videos: int = 8, views: int = 1):
     """Endless training batches, a function of the step."""
     step = start
     while True:
         rng = np.random.default_rng(step)
         yield {
-            "clips": rng.integers(0, 256, (videos, 1, 2, 8, 8, 3), dtype=np.uint8),
-            "size": np.full((videos, 1, 2), 8, np.int32),
-            "flip": np.zeros((videos, 1), bool),
+            "clips": rng.integers(0, 256, (videos, views, 2, 8, 8, 3), dtype=np.uint8),
+            "size": np.full((videos, views, 2), 8, np.int32),
+            "flip": np.zeros((videos, views), bool),
             "key": rng.integers(2**32, size=(videos, 2), dtype=np.uint32),
             "label": np.arange(videos, dtype=np.int32) % 4,
             "index": np.arange(videos, dtype=np.int32) + 100 * step,
@@ -187,9 +188,9 @@ def changed(settings=SETTINGS, **values):
     return train.LoopSettings(**(vars(settings) | values))
 
 
-def within(start=0):
+def within(start=0, views=1):
     """Batches whose videos are eight in all."""
-    for batch in batches(start):
+    for batch in batches(start, views=views):
         yield batch | {"index": batch["index"] % 100}
 
 
@@ -231,27 +232,41 @@ def test_a_past_teacher_without_validation_is_refused(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("name,accumulate", [("teaching_yourself", 1), ("ps_kd", 2)])
-def test_a_run_that_goes_on_ends_in_the_same_state(tmp_path, name, accumulate):
+ON_TOP = methods.create(
+    "skd_srl",
+    fakes.Normed(num_classes=4),
+    projector_out=8,
+    predictor_hidden=32,
+    past_teacher=0.5,
+)
+
+
+@pytest.mark.parametrize(
+    "method,accumulate",
+    [("teaching_yourself", 1), ("ps_kd", 2), (ON_TOP, 1)],
+    ids=["teaching_yourself", "ps_kd", "skd_srl"],
+)
+def test_a_run_that_goes_on_ends_in_the_same_state(tmp_path, method, accumulate):
     """Past teacher and memory are part of it; stopped between two evaluations."""
-    data = train.Data(within, validation, names)
+    views = 2 if method is ON_TOP else 1
+    data = train.Data(functools.partial(within, views=views), validation, names)
     settings = changed(accumulate=accumulate)
-    assert run(tmp_path / "whole", settings, data=data, method=name)
+    assert run(tmp_path / "whole", settings, data=data, method=method)
 
     class Stopped(Exception):
         pass
 
     def interrupted(start):
-        for step, batch in enumerate(within(start), start):
+        for step, batch in enumerate(within(start, views), start):
             if step == 7:  # prefetched: after the checkpoint of step 6, say
                 raise Stopped
             yield batch
 
     broken = train.Data(interrupted, validation, names)
     with pytest.raises(Stopped):
-        run(tmp_path / "cut", settings, data=broken, method=name)
+        run(tmp_path / "cut", settings, data=broken, method=method)
     assert checkpoint.Checkpoints(tmp_path / "cut" / "checkpoints").steps()[-1] < 8
-    assert run(tmp_path / "cut", settings, data=data, method=name)
+    assert run(tmp_path / "cut", settings, data=data, method=method)
     whole, cut = (
         checkpoint.Checkpoints(tmp_path / folder / "checkpoints").restore(8)
         for folder in ("whole", "cut")

@@ -1,17 +1,28 @@
 """Losses as pure functions of arrays, float32, free of Flax.
 
-Every function takes any float dtype and computes in float32. Most return one value for each example,
-shape (B,), and the caller averages; those that compare examples with each other return a scalar and
-say whose batch they see. A gradient is stopped only where the loss is defined by it.
+Every function takes any float dtype and computes in float32, matrix products included
+(`skd_jax.precision`). Most losses return one value for each example, shape (B,), and the caller
+averages; those that compare examples with each other (PKT, RKD, SP, MMD, BAKE) or with a memory (CRD)
+return a scalar and say whether they see the replica's batch or all replicas'. A gradient is stopped
+only where the loss is defined by it.
 
 One file for each kind: `labels` (predictions), `vectors` (embeddings), `maps` and `features` (maps of
-one example in two networks), `relations` (examples of a batch), `contrastive` (against a memory),
-`sparse` (sparse codes), `resizing` (maps on another grid), `targets` (distributions to be
-distilled), `batches` (examples compared with each other).
+one example in two networks), `relations` (examples of a batch, in two networks), `batches` (a batch as
+a whole), `contrastive` (against a memory), `rotations` (turned clips), `adversarial` (discriminators),
+`sparse` (sparse codes), `resizing` (maps on another grid), `targets` (distributions to be distilled).
 """
 
-from skd_jax.losses.batches import batch_ensemble, maximum_mean_discrepancy
-from skd_jax.losses.contrastive import noise_contrastive
+from skd_jax.losses.adversarial import told_apart
+from skd_jax.losses.batches import (
+    batch_ensemble,
+    ensemble_distillation,
+    maximum_mean_discrepancy,
+)
+from skd_jax.losses.contrastive import (
+    contrastive_representation,
+    contrastive_scale,
+    noise_contrastive,
+)
 from skd_jax.losses.features import (
     class_similarity,
     hint,
@@ -28,6 +39,7 @@ from skd_jax.losses.relations import (
     similarity_preserving,
 )
 from skd_jax.losses.resizing import resize_mean
+from skd_jax.losses.rotations import best_ranked, turned_similarity
 from skd_jax.losses.sparse import (
     image_label_loss,
     image_labels,
@@ -43,9 +55,13 @@ __all__ = [
     "attention_map",
     "attention_transfer",
     "batch_ensemble",
+    "best_ranked",
     "class_similarity",
+    "contrastive_representation",
+    "contrastive_scale",
     "cosine",
     "cross_entropy",
+    "ensemble_distillation",
     "hint",
     "image_label_loss",
     "image_labels",
@@ -69,5 +85,7 @@ __all__ = [
     "siamese_similarity",
     "similarity_preserving",
     "soft_label_distillation",
+    "told_apart",
+    "turned_similarity",
     "virtual_teacher",
 ]

@@ -8,9 +8,9 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from skd_jax.losses.targets import probability_distillation
 from skd_jax.losses.vectors import normalise
-
-_HIGHEST = jax.lax.Precision.HIGHEST  # GPUs and TPUs would round the factors of a product
+from skd_jax.precision import EXACT
 
 
 def maximum_mean_discrepancy(
@@ -46,6 +46,38 @@ def maximum_mean_discrepancy(
     return jnp.sum(difference * difference)
 
 
+def ensemble_distillation(
+    embedding: chex.Array,
+    logits: chex.Array,
+    temperature: float,
+    omega: float,
+    axis_name: str | None = None,
+) -> chex.Array:
+    """BAKE: T^2 KL(Q || softmax(logits / T)), Q the labels that the whole batch agrees on.
+
+    Ge et al. 2021, see `batch_ensemble`, which makes Q. Q is a constant, the embeddings and logits
+    behind it alike: the ensemble is the teacher, not to be lowered to the level of its members.
+
+    Args:
+      embedding: (B, D) floats.
+      logits: (B, K) floats, of the same examples.
+      temperature: T > 0.
+      omega: share of the others in Q, in [0, 1).
+      axis_name: the replicas' axis: Q is mixed from the examples of all replicas, and the result is
+        the mean over this replica's; the mean over the replicas is that of their whole batch. None
+        sees this batch alone.
+
+    Returns:
+      float32 scalar, in nats times T^2.
+
+    Raises:
+      ValueError: as `batch_ensemble`.
+    """
+    constant = jax.lax.stop_gradient((embedding, logits))
+    targets = batch_ensemble(*constant, temperature, omega, axis_name)
+    return probability_distillation(logits, targets, temperature, scale_by_t2=True).mean()
+
+
 def batch_ensemble(
     embedding: chex.Array,
     logits: chex.Array,
@@ -53,7 +85,7 @@ def batch_ensemble(
     omega: float,
     axis_name: str | None = None,
 ) -> chex.Array:
-    """Soft labels of each example, mixed with those of the examples that resemble it.
+    """Soft labels of each example, mixed with those that resemble it: targets, not yet a loss.
 
     Ge et al., "Self-distillation with Batch Knowledge Ensembling Improves ImageNet Classification",
     2021 (BAKE), the closed form of infinitely many rounds of mixing Q <- w W Q + (1 - w) P:
@@ -61,7 +93,8 @@ def batch_ensemble(
         W = softmax over j != i of cos(e_i, e_j),   P = softmax(logits / T)
         Q = (1 - w) (I - w W)^-1 P
 
-    The rows of Q sum to 1. I - w W is diagonally dominant, so that solving is safe for any w < 1.
+    `ensemble_distillation` is the loss made of them. The rows of Q sum to 1. I - w W is diagonally
+    dominant, so that solving is safe for any w < 1.
 
     Args:
       embedding: (B, D) floats.
@@ -92,7 +125,7 @@ def batch_ensemble(
     if axis_name is not None:
         directions, labels = jax.lax.all_gather((directions, labels), axis_name, tiled=True)
     itself = jnp.eye(len(labels), dtype=jnp.float32)
-    cosines = jnp.matmul(directions, directions.T, precision=_HIGHEST)
+    cosines = jnp.matmul(directions, directions.T, precision=EXACT)
     # A large number and not infinity: an example that is alone in its batch is left with itself.
     weights = jax.nn.softmax(cosines - 1e9 * itself)
     mixed = jnp.linalg.solve(itself - omega * weights, (1.0 - omega) * labels)

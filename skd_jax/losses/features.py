@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from skd_jax.losses.resizing import resize_mean
+from skd_jax.precision import EXACT
 
 # Below the variance of a normalised map before the root, so that a constant map stays finite.
 VARIANCE_EPSILON = 1e-6
@@ -101,7 +102,7 @@ def class_similarity(maps: chex.Array, temperature: float = 1.0) -> chex.Array:
     log = jax.nn.log_softmax(flat / temperature, axis=1)
     p = jnp.exp(log)
     own = jnp.sum(p * log, axis=1)
-    return own[:, None, :] - jnp.einsum("bpi,bpj->bij", log, p)
+    return own[:, None, :] - jnp.einsum("bpi,bpj->bij", log, p, precision=EXACT)
 
 
 def pool_to_common(first: chex.Array, second: chex.Array) -> tuple[chex.Array, chex.Array]:

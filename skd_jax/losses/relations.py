@@ -12,8 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from skd_jax.losses.vectors import normalise
-
-_HIGHEST = jax.lax.Precision.HIGHEST  # GPUs and TPUs would round the factors of a product
+from skd_jax.precision import EXACT
 
 # The authors' constant in the logarithm and beside the norms (passalis/probabilistic_kt).
 PKT_EPSILON = 1e-7
@@ -41,7 +40,7 @@ def probabilistic_transfer(
 
     def probabilities(vectors):
         vectors = normalise(vectors)
-        kernel = (jnp.matmul(vectors, vectors.T, precision=_HIGHEST) + 1) / 2
+        kernel = (jnp.matmul(vectors, vectors.T, precision=EXACT) + 1) / 2
         return kernel / kernel.sum(axis=1, keepdims=True)
 
     p, q = probabilities(teacher), probabilities(student)
@@ -87,7 +86,7 @@ def relational_angles(
         differences = _differences(vectors)
         distances = _distances(differences)
         directions = differences / jnp.where(distances > 0, distances, 1.0)[..., None]
-        return jnp.einsum("jid,jkd->jik", directions, directions, precision=_HIGHEST)
+        return jnp.einsum("jid,jkd->jik", directions, directions, precision=EXACT)
 
     return optax.losses.huber_loss(cosines(student), cosines(teacher), delta=1.0).mean()
 
@@ -108,8 +107,7 @@ def similarity_preserving(
     student, teacher = _vectors(student, teacher, axis_name)
     # The rows of F F^T / scale have the same directions, and large maps do not overflow.
     grams = [
-        normalise(jnp.matmul(x, x.T, precision=_HIGHEST))
-        for x in map(_unit_scale, (student, teacher))
+        normalise(jnp.matmul(x, x.T, precision=EXACT)) for x in map(_unit_scale, (student, teacher))
     ]
     return jnp.mean(jnp.square(grams[0] - grams[1]))
 

@@ -4,6 +4,8 @@ import chex
 import jax.numpy as jnp
 import numpy as np
 
+from skd_jax.precision import EXACT
+
 
 def resize_mean(x: chex.Array, size: tuple[int, int, int]) -> chex.Array:
     """A map on another grid by adaptive averaging: cell i of n takes the mean of the old cells it meets.
@@ -25,7 +27,8 @@ def resize_mean(x: chex.Array, size: tuple[int, int, int]) -> chex.Array:
     for axis, new in enumerate(size, start=1):
         old = x.shape[axis]
         if old != new:
-            x = jnp.moveaxis(jnp.tensordot(_cells(old, new), x, (1, axis)), 0, axis)
+            x = jnp.tensordot(_cells(old, new), x, (1, axis), precision=EXACT)
+            x = jnp.moveaxis(x, 0, axis)
     return x
 
 

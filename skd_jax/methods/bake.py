@@ -2,8 +2,6 @@
 
 import dataclasses
 
-import jax
-
 from skd_jax import losses
 from skd_jax.errors import UserError
 from skd_jax.methods import base, diagnostics
@@ -70,14 +68,10 @@ class BAKE(base.Method):
         logits = outputs.logits.reshape(-1, outputs.logits.shape[-1])
         embedding = outputs.embedding.reshape(len(logits), -1)
         labels = batch["label"].repeat(self.num_views)
-        # The ensemble is the teacher: it is not to be lowered to the level of its members.
-        targets = losses.batch_ensemble(
-            *jax.lax.stop_gradient((embedding, logits)), self.temperature, self.omega, axis_name
-        )
         loss_ce = losses.cross_entropy(logits, labels, self.label_smoothing).mean()
-        loss_kd = losses.probability_distillation(
-            logits, targets, self.temperature, scale_by_t2=True
-        ).mean()
+        loss_kd = losses.ensemble_distillation(
+            embedding, logits, self.temperature, self.omega, axis_name
+        )
         loss = loss_ce + self.lambda_kd * loss_kd
         std, rank = diagnostics.spread_and_rank(outputs.embedding, axis_name)
         metrics = {

@@ -20,11 +20,11 @@ class CRD(TeacherStudent):
         L = CE + lambda_kd L_kd + beta [NCE(u; memory of v) + NCE(v; memory of u)]
 
     Tian, Krishnan and Isola, "Contrastive Representation Distillation", ICLR 2020; see
-    `losses.noise_contrastive`. The scores are exp(<u, v_n> / T) / Z, the positive v_n that of the same
-    video, Z set once, by the first batch. The memories hold a unit vector for each training video,
-    by its row in the split; after a step the rows of the batch move towards their new vectors,
-    m old + (1 - m) new, made unit again. Defaults: T 0.07, 16384 negatives, 128 features, m 0.5,
-    beta 0.8 and no L_kd, as the authors' code.
+    `losses.contrastive_representation`. The scores are exp(<u, v_n> / T) / Z, the positive v_n that of
+    the same video, Z set once, by the first batch of all replicas. The memories hold a unit vector for
+    each training video, by its row in the split; after a step the rows of the batch move towards their
+    new vectors, m old + (1 - m) new, made unit again. Defaults: T 0.07, 16384 negatives, 128 features,
+    m 0.5, beta 0.8 and no L_kd, as the authors' code.
 
     Chosen here: the negatives are drawn anew in every step, uniformly and with replacement, one set
     for all anchors of a replica, as drawing and fetching them for each would cost B times as much;
@@ -87,15 +87,12 @@ class CRD(TeacherStudent):
         scale, total = {}, 0.0
         for name, other in (("student", "teacher"), ("teacher", "student")):
             memory = seen.state["memory"][other]
-            positive = jnp.sum(anchors[name] * memory[index], axis=-1, keepdims=True)
-            cosines = jnp.concatenate([positive, anchors[name] @ memory[drawn].T], axis=1)
-            scores = jnp.exp(cosines / self.contrast_temperature)
-            first = jax.lax.stop_gradient(scores.mean()) * self.num_videos
-            if seen.axis_name is not None:
-                first = jax.lax.pmean(first, seen.axis_name)
-            scale[name] = jnp.where(seen.state["scale"][name] > 0, seen.state["scale"][name], first)
-            nce = losses.noise_contrastive(scores / scale[name], self.num_videos, counted)
-            total += nce.mean()
+            pairs = anchors[name], memory[index], memory[drawn]
+            constants = self.num_videos, self.contrast_temperature
+            first = losses.contrastive_scale(*pairs, *constants, seen.axis_name)
+            kept = seen.state["scale"][name]
+            scale[name] = jnp.where(kept > 0, kept, first)
+            total += losses.contrastive_representation(*pairs, *constants, scale[name], counted)
 
         written = (index, label, jax.lax.stop_gradient(anchors))
         if seen.axis_name is not None:  # every replica writes what all have seen

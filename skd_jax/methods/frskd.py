@@ -55,7 +55,7 @@ class FRSKD(auxiliary.AuxiliaryMethod):
       width: of the self-teacher: channels over the classifier's.
       depth: of its blocks.
       temporal_kernel: taps over time of its depthwise convolutions; 1 is the original's, per frame.
-      mix: "none", "mixup" or "cutmix": whether the clips of a batch are mixed.
+      mix: "none", "mixup" or "cutmix": whether the clips of a replica's batch are mixed, see `mixing`.
       mixup_alpha, cutmix_alpha: of the Beta distributions of the shares.
       sla: whether to train with rotations and joint labels; not together with `mix`, as in
         the authors' code.

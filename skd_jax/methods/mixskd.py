@@ -5,10 +5,9 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-import optax
 from flax import linen as nn
 
-from skd_jax import mixing
+from skd_jax import losses, mixing
 from skd_jax.errors import UserError
 from skd_jax.methods import auxiliary, base
 from skd_jax.models.branches import Branches
@@ -54,11 +53,11 @@ class Discriminators(nn.Module):
 class MixSKD(auxiliary.AuxiliaryMethod):
     """Yang et al., "MixSKD: Self-Knowledge Distillation from Mixup for Image Recognition", ECCV 2022.
 
-    As in the authors' code (winycg/Self-KD-Lib). Every clip x has a partner x' and a share m from
-    Beta(mixup_alpha, mixup_alpha), and v = m x + (1 - m) x' goes through the network with it. Branches
-    on the inner stages end, as the network does, in logits q_i and last maps f_i, i = 1..n. With
-    q_i^ = m q_i(x) + (1 - m) q_i(x'), f_i^ alike, y^ the mixed labels and e the ensemble's logits of
-    all stages' features:
+    As in the authors' code (winycg/Self-KD-Lib). Every clip x has a partner x' in the replica's batch
+    and a share m from Beta(mixup_alpha, mixup_alpha), and v = m x + (1 - m) x' goes through the network
+    with it. Branches on the inner stages end, as the network does, in logits q_i and last maps f_i,
+    i = 1..n. With q_i^ = m q_i(x) + (1 - m) q_i(x'), f_i^ alike, y^ the mixed labels and e the
+    ensemble's logits of all stages' features:
 
         L = sum_i [CE(q_i(x), y) + CE(q_i(v), y^)] + CE(e(f^), y^) + CE(e(f(v)), y^)
             + lambda_kd { sum_{i<n} [KL(sg q_i(v) || q_i^) + KL(sg q_i^ || q_i(v))]
@@ -152,7 +151,10 @@ class MixSKD(auxiliary.AuxiliaryMethod):
                 for student, teacher in zip(logits[-1], reversed(ensemble), strict=True)
             ),
             "loss_feature": sum(jnp.mean(jnp.square(a - b)) for a, b in maps),
-            "loss_adversarial": _told_apart(*(applied("discriminators", side) for side in pooled)),
+            "loss_adversarial": sum(
+                losses.told_apart(*stage).mean()
+                for stage in zip(*(applied("discriminators", side) for side in pooled), strict=True)
+            ),
         }
         loss = (
             terms["loss_ce"]
@@ -180,13 +182,3 @@ def _pooled(done):
     """Features (..., C) of the last map of every branch and of the network."""
     outputs = [*done["branches"], done["model"]]
     return [jnp.mean(x.maps[-1], axis=(-4, -3, -2), dtype=jnp.float32) for x in outputs]
-
-
-def _told_apart(interpolated, mixed):
-    """Binary cross-entropy of the discriminators: (1, 0) interpolated, (0, 1) mixed; sum of stages."""
-    target = jnp.array([1.0, 0.0])
-    return sum(
-        0.5 * optax.sigmoid_binary_cross_entropy(a, jnp.broadcast_to(target, a.shape)).mean()
-        + 0.5 * optax.sigmoid_binary_cross_entropy(b, jnp.broadcast_to(1 - target, b.shape)).mean()
-        for a, b in zip(interpolated, mixed, strict=True)
-    )

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from skd_jax import losses
 from skd_jax.errors import UserError
 from skd_jax.methods.teacher_student import Connector, TeacherStudent
+from skd_jax.precision import EXACT
 
 
 def class_maps(maps, fc):
@@ -15,7 +16,8 @@ def class_maps(maps, fc):
 
     Their mean over the positions are the logits of a network that pools this map and classifies.
     """
-    return maps.astype(jnp.float32) @ fc["kernel"] + fc.get("bias", 0.0)
+    logits = jnp.matmul(maps.astype(jnp.float32), fc["kernel"], precision=EXACT)
+    return logits + fc.get("bias", 0.0)
 
 
 def check_pools_last_map(outputs, whose: str) -> None:

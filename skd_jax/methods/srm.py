@@ -1,10 +1,12 @@
 """SRM: knowledge distillation by sparse representation matching, in three stages."""
 
 import dataclasses
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.extend.core import Literal
 
 from skd_jax import losses
 from skd_jax.errors import UserError
@@ -14,6 +16,9 @@ from skd_jax.models.outputs import Outputs
 from skd_jax.models.sparse import SparseCode, SparseCodings, dictionary_size
 
 LABELS = ("local", "global", "both")
+
+# Parameters, channels and who follows whom are the same for every clip.
+_SOME_CLIP = jax.ShapeDtypeStruct((1, 32, 112, 112, 3), jnp.float32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +33,7 @@ class SRM(TeacherStudent):
         1 dictionary    L = sum_l MSE(t_l, D_l s_l)             trains D_l and its intercept, nothing else
         2 student       L = sum_l [ BCE(mean kappa_l(f_l), mean s_l(t_l))          image-level labels
                                   + CE(kappa_l(f_l) as logits, argmax s_l(t_l)) ]  pixel-level labels
-                        trains the student but its linear classifier, and for each map a dictionary
+                        trains what of the student leads to the maps, and for each map a dictionary
                         and an intercept of the student's own; no class labels
         3 distillation  L = (1 - a) CE(q, y) + a T^2 KL(softmax(q_t / T) || softmax(q / T))
 
@@ -188,7 +193,11 @@ class _Student(SRM):
     """Stage 2; state["dictionary"] is what stage 1 left."""
 
     earlier_stages = ()
-    fixed = ("model/fc",)  # no loss here reaches it; weight decay alone would shrink it
+
+    @property
+    def fixed(self):
+        # No loss here reaches these; weight decay alone would move them, towards zero.
+        return tuple(f"model/{name}" for name in _behind(self.model, self._students))
 
     def init(self, rng, clips):
         model_rng, rng = jax.random.split(rng)
@@ -265,8 +274,38 @@ def _pick(outputs: Outputs, numbers: list[int], whose: str) -> tuple[jax.Array, 
 
 
 def _shapes(module: nn.Module) -> Outputs:
-    """Shapes of a network's outputs for some clip: the channels are those of every clip."""
-    clips = jax.ShapeDtypeStruct((1, 32, 112, 112, 3), jnp.float32)
+    """Shapes of a network's outputs for some clip."""
     return jax.eval_shape(
-        lambda clips: module.init_with_output(jax.random.key(0), clips, train=False)[0], clips
+        lambda clips: module.init_with_output(jax.random.key(0), clips, train=False)[0], _SOME_CLIP
     )
+
+
+def _behind(module: nn.Module, pick: Callable[[Outputs], tuple[jax.Array, ...]]) -> tuple[str, ...]:
+    """Parameters, as a/b/kernel, that the picked maps of a network are no function of.
+
+    Read off the network's own program, backwards from the maps; nothing is computed. The classifier
+    is among them, and whatever else comes after the last of the maps.
+    """
+    if getattr(module, "remat", False):
+        # A stage that is recomputed is one operation there, given the parameters of all.
+        module = module.clone(remat=False)
+    variables = jax.eval_shape(
+        lambda clips: module.init(jax.random.key(0), clips, train=False), _SOME_CLIP
+    )
+    program = jax.make_jaxpr(lambda *args: pick(module.apply(*args, train=False)))(
+        variables, _SOME_CLIP
+    ).jaxpr
+
+    def values(atoms):
+        return {x for x in atoms if not isinstance(x, Literal)}
+
+    read = values(program.outvars)
+    for operation in reversed(program.eqns):
+        if not read.isdisjoint(operation.outvars):
+            read |= values(operation.invars)
+    names = [
+        jax.tree_util.keystr(path, simple=True, separator="/")
+        for path, _ in jax.tree_util.tree_leaves_with_path(variables)
+    ]
+    unread = [n for n, x in zip(names, program.invars, strict=False) if x not in read]
+    return tuple(n.removeprefix("params/") for n in unread if n.startswith("params/"))

@@ -84,7 +84,7 @@ class SSKD(TeacherStudent):
             _all(x.logits.reshape(-1, 4, x.logits.shape[-1])[:, 1:], seen.axis_name)
             for x in (seen.student, seen.teacher)
         )
-        contrast, knowledge = _contrast(own), _contrast(theirs)
+        contrast, knowledge = losses.turned_similarity(own), losses.turned_similarity(theirs)
         source = jnp.repeat(jnp.arange(len(labels)), 3)
         head = losses.cross_entropy(knowledge, source).mean()
         # The teacher's projector learns from its own task alone.
@@ -92,7 +92,7 @@ class SSKD(TeacherStudent):
 
         def distilled(student, teacher, right, share, temperature):
             each = losses.soft_label_distillation(student, teacher, temperature, scale_by_t2=True)
-            kept = ranked(teacher, right, share)
+            kept = losses.best_ranked(teacher, right, share)
             return jnp.sum(each * kept) / jnp.maximum(kept.sum(), 1)
 
         flat = [x.reshape(-1, x.shape[-1]) for x in (logits, soft)]
@@ -108,25 +108,6 @@ class SSKD(TeacherStudent):
         }, seen.state
 
 
-def ranked(scores: jax.Array, right: jax.Array, share: float) -> jax.Array:
-    """Which examples to learn from: all right ones and a share of the wrong, the best ranked.
-
-    Args:
-      scores: (N, K), the teacher's.
-      right: (N,) integers, the right answers.
-      share: of the wrong ones that are kept, rounded down.
-
-    Returns:
-      (N,) float32 of 0 and 1. Of examples with the same rank the first are kept.
-    """
-    own = jnp.take_along_axis(scores, right[:, None], axis=1)
-    rank = jnp.sum(scores > own, axis=1)
-    wrong = jnp.sum(rank > 0)
-    keep = len(scores) - wrong + jnp.floor(share * wrong).astype(jnp.int32)
-    place = jnp.argsort(jnp.argsort(rank, stable=True))
-    return (place < keep).astype(jnp.float32)
-
-
 class Perceptron(nn.Module):
     """Linear, ReLU, linear, all as wide as the input; float32."""
 
@@ -134,12 +115,6 @@ class Perceptron(nn.Module):
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         width = x.shape[-1]
         return Projection(width, name="fc2")(nn.relu(Projection(width, name="fc1")(x)))
-
-
-def _contrast(vectors: jax.Array) -> jax.Array:
-    """(B, 4, D) -> (3 B, B): cosine of every turned clip with every upright one."""
-    upright, others = vectors[:, 0], vectors[:, 1:].reshape(-1, vectors.shape[-1])
-    return losses.normalise(others) @ losses.normalise(upright).T
 
 
 def _all(x: jax.Array, axis_name: str | None) -> jax.Array:

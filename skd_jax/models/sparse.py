@@ -17,6 +17,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from skd_jax.precision import EXACT
+
 
 class SparseCode(NamedTuple):
     """What `SparseCoding` makes of feature vectors (..., C); all float32.
@@ -91,9 +93,9 @@ class SparseCoding(nn.Module):
         intercept = self.param(
             "intercept", lambda key: jax.random.uniform(key, (), minval=-1.0, maxval=1.0)
         )
-        similarity = jax.nn.sigmoid(x @ dictionary + intercept)
+        similarity = jax.nn.sigmoid(jnp.matmul(x, dictionary, precision=EXACT) + intercept)
         code = keep_largest(similarity, self.active)
-        return SparseCode(similarity, code, code @ dictionary.T)
+        return SparseCode(similarity, code, jnp.matmul(code, dictionary.T, precision=EXACT))
 
 
 class SparseCodings(nn.Module):

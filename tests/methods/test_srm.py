@@ -9,12 +9,14 @@ import numpy as np
 import optax
 import pytest
 
-from skd_jax import step
+from skd_jax import finetune, optim, step
 from skd_jax.augment import AugmentSettings
 from skd_jax.errors import UserError
 from skd_jax.methods import base
 from skd_jax.methods.srm import SRM
 from skd_jax.models import Outputs
+from skd_jax.models.mobilenetv2 import MobileNetV2
+from skd_jax.models.x3d import X3D
 from tests.fakes import (
     float_batch,
     kl,
@@ -195,13 +197,66 @@ def test_student_needs_no_class_labels_and_trains_all_but_the_classifier():
     got = gradients(method, variables, state)
     fc = got["model"].pop("fc")
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(fc))
-    assert method.fixed == ("model/fc",)
+    assert method.fixed == ("model/fc/bias", "model/fc/kernel")
     # A bias before BatchNorm has no effect.
     assert all(
         np.any(leaf)
         for path, leaf in jax.tree_util.tree_leaves_with_path(got)
         if not (path[1].key.startswith("conv") and path[-1].key == "bias")
     )
+
+
+# Stages of one block each: who follows whom is the same as in the whole networks.
+SMALL = {
+    "x3d": X3D(CLASSES, width=0.25, stage_sizes=(1, 1, 1)),
+    "x3d recomputed": X3D(CLASSES, width=0.25, stage_sizes=(1, 1, 1), remat=True),
+    "mobilenetv2": MobileNetV2(CLASSES, width=0.25, stages=(((1, 16, 1, 1),), ((6, 32, 1, 2),))),
+}
+X3D_HEAD = {"pre_conv", "pre_norm", "post_conv", "fc"}
+
+
+@pytest.mark.parametrize(
+    "name,stages,behind",
+    [
+        ("x3d", "-3,-2,-1", X3D_HEAD),
+        ("x3d recomputed", "1,2", X3D_HEAD | {"layer3_0"}),
+        ("mobilenetv2", "-1", {"conv_last", "fc"}),
+        ("mobilenetv2", "1:-1", {"conv_last", "fc", "layer2_0"}),
+    ],
+)
+def test_what_no_chosen_map_is_made_of_stays_as_it_is(name, stages, behind):
+    """Every parameter of these modules, and none of another."""
+    student = SMALL[name]
+    method = stage(SRM(student, teacher=TEACHER, stages=stages), "student")
+    clips = jnp.zeros((1, 2, 32, 32, 3))
+    shapes = jax.eval_shape(lambda: student.init(jax.random.key(0), clips, train=False))
+    variables = {"params": {"model": shapes["params"]}, "batch_stats": {}}
+    fixed = finetune.frozen(variables, method.fixed, batch_norm=False)["model"]
+    assert {m: set(jax.tree.leaves(tree)) for m, tree in fixed.items()} == {
+        m: {m in behind} for m in shapes["params"]
+    }
+
+
+def test_weight_decay_leaves_alone_what_no_loss_reaches():
+    method = stage(create(stages="1"), "student")
+    tx = optim.optimiser(optim.OptimSettings(weight_decay=0.1), 4)
+    settings = step.StepSettings(total_steps=4)
+    before = step.create_state(
+        method, tx, jax.random.key(0), (2, 4, 4, 3), settings, teacher=TAUGHT
+    )
+    options = {"method": method, "tx": tx, "settings": settings}
+    after, _ = jax.jit(
+        lambda state: step.train_step(
+            state,
+            pixel_batch(videos=4, views=1, canvas=4),
+            augmentation=AugmentSettings(crop=4),
+            **options,
+        )
+    )(before)
+    was, now = before.params["model"], after.params["model"]
+    for module in ("conv1", "bn1", "fc"):
+        jax.tree.map(np.testing.assert_array_equal, now[module], was[module])
+    assert (now["conv0"]["kernel"] != was["conv0"]["kernel"]).any()
 
 
 @pytest.mark.parametrize("labels,trained", [("global", True), ("local", True)])

@@ -4,12 +4,13 @@ import jax
 import numpy as np
 import pytest
 
-from skd_jax.methods import sskd, teacher_student
+from skd_jax.methods import teacher_student
 from tests.fakes import (
     kl,
     log_softmax,
     quick_compilation,  # noqa: F401  a fixture
 )
+from tests.losses.test_rotations import kept
 from tests.methods import teachers
 from tests.methods.teachers import BATCH, STUDENT, TEACHER, create, outputs, start
 
@@ -46,24 +47,6 @@ def mlp(params, x):
 def contrast(z):
     z = (z / np.linalg.norm(z, axis=-1, keepdims=True)).reshape(-1, 4, z.shape[-1])
     return z[:, 1:].reshape(-1, z.shape[-1]) @ z[:, 0].T
-
-
-def kept(scores, right, share):
-    """The authors' selection, one example after the other."""
-    order = np.argsort(-scores, axis=1, kind="stable")
-    rank = (order == right[:, None]).argmax(1)
-    wrong = int((rank > 0).sum())
-    index = np.argsort(rank, kind="stable")[: len(scores) - wrong + int(wrong * share)]
-    return np.isin(np.arange(len(scores)), index)
-
-
-@pytest.mark.parametrize("share", [0.0, 0.5, 0.75, 1.0])
-def test_which_examples_are_learnt_from(share):
-    rng = np.random.default_rng(1)
-    scores, right = rng.normal(size=(11, 4)).astype(np.float32), rng.integers(4, size=11)
-    want = kept(scores, right, share)
-    np.testing.assert_array_equal(sskd.ranked(scores, right, share), want)
-    assert want.sum() < 11 or share == 1.0
 
 
 def test_sskd_follows_the_equations():
