@@ -14,9 +14,6 @@ from skd_jax.data.synthetic import SyntheticSettings
 def get_config(method: str = "skd_srl"):
     """A small network on small clips: a few minutes on two CPU cores."""
     config = common.base_config(method)
-    if "lambda_sim" in config.method:
-        # Views agree in texture long before they agree in motion: a strong pull delays the classes.
-        config.method.lambda_sim = 0.05
     config.model.name = "r3d_10"
     config.model.width = 0.25
     config.data.root = "data/demo"
