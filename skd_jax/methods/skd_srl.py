@@ -52,6 +52,9 @@ class SKDSRL(base.Method):
       projector_hidden: width of the projector's hidden layers; 0 takes the embedding's width.
       projector_out: width of the projections z.
       predictor_hidden: width of the predictor's bottleneck; 0 takes a quarter of projector_out.
+      ramp_up: share of the training in which lambda_kd and lambda_sim rise linearly from 0, as labels
+        and views of an untrained network have little to teach (Laine and Aila, ICLR 2017, ramp
+        their consistency term up too, along another curve); 0 gives both in full from the first step.
       views_together: both views pass through BatchNorm as one batch; False is a pass per view.
       label_smoothing: of L_ce.
       past_teacher: weight of a further term, the divergence from the best past model's soft labels
@@ -68,6 +71,7 @@ class SKDSRL(base.Method):
     projector_hidden: int = 0
     projector_out: int = 512
     predictor_hidden: int = 128
+    ramp_up: float = 0.0
     views_together: bool = False
     label_smoothing: float = 0.0
     past_teacher: float = 0.0
@@ -77,6 +81,8 @@ class SKDSRL(base.Method):
         if self.projector_out < 1:
             raise UserError(f"method.projector_out must be at least 1, got {self.projector_out}")
         base.not_negative(self, "projector_hidden", "predictor_hidden")
+        if not 0 <= self.ramp_up <= 1:
+            raise UserError(f"method.ramp_up must be between 0 and 1, got {self.ramp_up}")
         if self.past_teacher < 0:
             raise UserError(f"method.past_teacher must not be negative, got {self.past_teacher}")
 
@@ -125,7 +131,6 @@ class SKDSRL(base.Method):
         return base.nest(trees)
 
     def loss(self, variables, batch, state, rng, progress, axis_name):
-        del progress
         outputs, model_stats = base.classifier_views(
             self,
             variables,
@@ -162,7 +167,8 @@ class SKDSRL(base.Method):
             losses.siamese_similarity(p[:, 0], z[:, 1]).mean()
             + losses.siamese_similarity(p[:, 1], z[:, 0]).mean()
         )
-        loss = loss_ce + self.lambda_kd * loss_kd + self.lambda_sim * loss_sim
+        risen = jnp.minimum(1.0, progress / self.ramp_up) if self.ramp_up else 1.0
+        loss = loss_ce + risen * (self.lambda_kd * loss_kd + self.lambda_sim * loss_sim)
         # Cross-entropy keeps the embedding from collapsing; the projections have no such guard.
         projection_std, projection_rank = diagnostics.spread_and_rank(z, axis_name)
         metrics = {

@@ -34,9 +34,9 @@ def init(method):
     return variables_of(method, BATCH["clips"][:1, 0])
 
 
-def loss_of(method, variables, batch=BATCH):
+def loss_of(method, variables, batch=BATCH, progress=0.0):
     key = jax.random.key(2)
-    return jax.jit(lambda v: method.loss(v, batch, {}, key, jnp.zeros(()), None))(variables)
+    return jax.jit(lambda v: method.loss(v, batch, {}, key, jnp.float32(progress), None))(variables)
 
 
 def gradient_of(method, variables, **options):
@@ -163,6 +163,15 @@ def test_gradient_with_and_without_the_stop_on_soft_labels(stopped, scale_by_t2)
     np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize(("progress", "share"), [(0.0, 0.0), (0.1, 0.25), (0.4, 1.0), (1.0, 1.0)])
+def test_terms_rise_over_the_first_part_of_the_training(progress, share):
+    method = create(ramp_up=0.4, lambda_kd=2.0, lambda_sim=0.5)
+    loss, (metrics, _, _) = loss_of(method, init(method), progress=progress)
+    want = 2.0 * metrics["loss_kd"] + 0.5 * metrics["loss_sim"]
+    assert abs(want) > 0.1
+    np.testing.assert_allclose(loss, metrics["loss_ce"] + share * want, rtol=1e-5)
+
+
 def largest(tree):
     return max(float(abs(x).max()) for x in jax.tree.leaves(tree))
 
@@ -266,6 +275,12 @@ def test_deployed_classifier_needs_the_model_alone():
     want = Normed().apply({c: t["model"] for c, t in variables.items()}, clips).logits
     np.testing.assert_allclose(got, want, rtol=1e-6)
     np.testing.assert_array_equal(method.logits(variables, clips), got)
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.5])
+def test_ramp_up_is_a_share(share):
+    with pytest.raises(UserError, match=f"method.ramp_up must be between 0 and 1, got {share}"):
+        create(ramp_up=share)
 
 
 def test_temperature_must_be_positive():
