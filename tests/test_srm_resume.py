@@ -86,7 +86,7 @@ def test_killed_within_every_stage_it_ends_as_one_that_was_not(tmp_path):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     run(whole)
     folders = {name: f"stages/{name}" for name in ("dictionary", "student")} | {"": "."}
-    for name, steps in (("dictionary", 3), ("student", 2), ("", 1)):
+    for name, steps in (("dictionary", 4), ("student", 2), ("", 1)):
         with pytest.raises(Killed):
             run(cut, (name, steps))
         assert last(cut / folders[name])["step"] == steps
@@ -103,7 +103,7 @@ def test_killed_within_every_stage_it_ends_as_one_that_was_not(tmp_path):
     # What is compared has moved, within the stages and since the kill.
     first, second = found["dictionary"], found["student"]
     idle = np.concatenate([first[f"method_state.idle.{n}"] for n in (0, 1)])
-    assert ((idle >= 2) & (idle < WINDOW)).any()  # in use before the kill, and not since
+    assert ((idle > 0) & (idle < WINDOW)).any()  # in use before the kill, and not since
     start = jax.device_get(METHOD.earlier_stages[0].method.init(jax.random.key(0), CLIP))
     start = checkpoint.flatten(start["params"]["dictionary"])
     for key, value in start.items():
