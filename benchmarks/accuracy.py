@@ -63,7 +63,7 @@ CONFIG = "configs/ucf101_tiny.py"
 # re-implementation as docs/methods.md says, if it is not named here.
 SETTINGS_FROM = {
     "supervised": "none",
-    "skd_srl": "swept",  # on validation; no published ones were at hand
+    "skd_srl": "swept",  # lambda_sim on validation; T and lambda_kd are those of its authors' earlier method
     "ddgsd": "published in part",  # the weight of its third term is recalled
     "icsd": "published in part",  # the weight of its own term is this project's
     "nfd": "published in part",  # likewise
@@ -321,23 +321,6 @@ def read_rows(path: Path) -> list[dict]:
             except ValueError:
                 continue
     return rows
-
-
-def in_full(rows: Iterable[Mapping[str, Any]]) -> list[dict]:
-    """Rows with what those of earlier versions lack: `origin`, and "commits" in place of one commit.
-
-    The one commit was the harness's at its start. A row of neither has "commits": [].
-    """
-    filled = []
-    for row in rows:
-        more: dict[str, Any] = {}
-        if "settings_from" not in row:
-            more |= origin(row["variant"], row["seed"], row.get("tuned", False))
-        if "commits" not in row:
-            one = {key: row.get(key) for key in ("commit", "uncommitted")}
-            more["commits"] = [one] if one["commit"] else []
-        filled.append({**more, **row})
-    return filled
 
 
 def read_tuned(path: Path) -> dict[str, dict[str, Any]]:
@@ -625,7 +608,7 @@ def _run(arguments: argparse.Namespace) -> None:
 
 
 def _table(results: Path, baselines: Sequence[str]) -> None:
-    rows = in_full(read_rows(results))
+    rows = read_rows(results)
     if not rows:
         raise UserError(f"{results} holds no finished run")
     sweep = read_rows(results.with_name(results.stem + "_sweep.jsonl"))

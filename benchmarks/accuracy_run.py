@@ -43,6 +43,7 @@ MEASURED, COMMITS = "measured.json", "commits.json"
 # What a run executes; results, prepared data and documents may change meanwhile.
 _CODE = ("benchmarks", "configs", "main.py", "skd_jax")
 _REPOSITORY = Path(__file__).resolve().parents[1]
+_UNKNOWN = {"commit": "", "uncommitted": None}
 _LATE = 5  # last evaluations of which the mean is taken
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "tensorflow")
 
@@ -160,9 +161,6 @@ def commit() -> dict[str, Any]:
         return {"commit": git("rev-parse", "HEAD"), "uncommitted": bool(changed)}
     except (OSError, subprocess.CalledProcessError):
         return dict(_UNKNOWN)
-
-
-_UNKNOWN = {"commit": "", "uncommitted": None}
 
 
 def note_commit(folder: Path, resumed: bool) -> list[dict[str, Any]]:

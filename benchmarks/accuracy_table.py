@@ -370,7 +370,7 @@ def _said_of_teachers(rows: Sequence[Row], entries: Sequence[Mapping]) -> list[s
 
 
 def _said_of_commits(rows: Sequence[Row]) -> str:
-    runs = [row["commits"] or [{"commit": "", "uncommitted": None}] for row in rows]
+    runs = [row["commits"] for row in rows]
     names = sorted({each["commit"][:7] for used in runs for each in used if each["commit"]})
     if not names:
         return "at a commit that is not known"

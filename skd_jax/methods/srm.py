@@ -1,6 +1,7 @@
 """SRM: knowledge distillation by sparse representation matching, in three stages."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -194,7 +195,7 @@ class _Student(SRM):
 
     earlier_stages = ()
 
-    @property
+    @functools.cached_property  # it traces the network, and a step asks anew at every compilation
     def fixed(self):
         # No loss here reaches these; weight decay alone would move them, towards zero.
         return tuple(f"model/{name}" for name in _behind(self.model, self._students))

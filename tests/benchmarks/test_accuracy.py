@@ -243,27 +243,8 @@ def test_the_table_says_at_which_commits_it_was_made():
     assert said([COMMIT, other], [other]).endswith("1 of 2 with more than one commit, resumed.")
     assert said([dirty], [COMMIT]) == "at 0123456; runs: 1 of 2 with code changed since the commit."
     unknown = {"commit": "", "uncommitted": None}
-    assert said([COMMIT], []) == "at 0123456; runs: 1 of 2 with a commit not known."
-    assert said([unknown], []) == "at a commit that is not known."
-
-
-def test_rows_of_before_are_filled_in():
-    old = {"variant": "skd_srl_labels", "seed": 1, "tuned": False, "commit": "ab", "x": 1}
-    (got,) = accuracy.in_full([old | {"uncommitted": True}])
-    assert got["settings_from"] == "swept" and "teacher" not in got and got["x"] == 1
-    assert got["commits"] == [{"commit": "ab", "uncommitted": True}]
-    tuned, teaching, own = accuracy.in_full(
-        [
-            old | {"variant": "ddgsd", "tuned": True},
-            {"variant": "kd", "seed": 1},  # its measurement was kept, its commit was not
-            {"variant": "tf_kd_self", "seed": 1, "commits": [COMMIT]},
-        ]
-    )
-    assert tuned["settings_from"] == "given"
-    assert (teaching["teacher"], teaching["settings_from"]) == (["teacher", 0], "published")
-    assert teaching["commits"] == []
-    assert own["teacher"] == ["supervised_2v", 1] and own["commits"] == [COMMIT]
-    assert accuracy.in_full([own | {"settings_from": "x"}]) == [own | {"settings_from": "x"}]
+    assert said([COMMIT], [unknown]) == "at 0123456; runs: 1 of 2 with a commit not known."
+    assert said([unknown], [unknown]) == "at a commit that is not known."
 
 
 def test_every_source_of_settings_is_a_methods():
