@@ -60,8 +60,8 @@ LOWERINGS = ("plain", "folded", "mixed")
 CLASSES = 101
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 RATE, MOMENTUM, DECAY = 0.01, 0.9, 5e-4
-# Of SKD-SRL, the defaults of skd_jax.methods.skd_srl; written down here for PyTorch to use.
-TEMPERATURE, LAMBDA_KD, LAMBDA_SIM, PROJECTOR_OUT, PREDICTOR_HIDDEN = 10.0, 0.1, 0.2, 512, 128
+# Of SKD-SRL, for both sides.
+TEMPERATURE, LAMBDA_KD, LAMBDA_SIM, PROJECTOR_OUT, PREDICTOR_HIDDEN = 10.0, 0.1, 0.05, 512, 128
 # Size of the square matrices, and how many products follow on each other: enough to fill the device and
 # to hide what starting a program takes.
 CHAINS = {"cpu": (2048, 2), "gpu": (8192, 20), "tpu": (8192, 20)}
@@ -120,7 +120,7 @@ class JaxSide:
             optax.sgd(RATE, momentum=MOMENTUM, nesterov=True),
         )
         settings = step.StepSettings(total_steps=10**6)
-        trained = methods.create(method, built)
+        trained = methods.create(method, built, **_settings(method))
         data = make_batch(method, frames, crop, batch)
         self.state = step.create_state(
             trained, tx, jax.random.key(0), (frames, crop, crop, 3), settings
@@ -167,6 +167,19 @@ class JaxSide:
         product = jax.jit(lambda a, b: functools.reduce(lambda a, _: a @ b, range(length), a))
         seconds = _quickest(lambda: jax.block_until_ready(product(*factors)))
         return 2 * length * (size or usual) ** 3 / seconds
+
+
+def _settings(method):
+    """What the method is given, so that a default that changes does not part the two sides."""
+    if method == "supervised":
+        return {}
+    return {
+        "temperature": TEMPERATURE,
+        "lambda_kd": LAMBDA_KD,
+        "lambda_sim": LAMBDA_SIM,
+        "projector_out": PROJECTOR_OUT,
+        "predictor_hidden": PREDICTOR_HIDDEN,
+    }
 
 
 def force(lowering, model, clips, dtype):
