@@ -615,4 +615,6 @@ def main(arguments=None):
 
 if __name__ == "__main__":
     memory.restart_with_large_pages()
+    # A side that sleeps would outlive its parent.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
     sys.exit(main())

@@ -10,6 +10,9 @@ from skd_jax.names import look_up
 
 Log = Callable[[str], None]
 
+# Built by name in torchvision.models.video; r3d_10, r3d_34 and r2plus1d_34 share its keys alone.
+_TORCHVISIONS = frozenset({"r3d_18", "mc3_18", "r2plus1d_18", "s3d"})
+
 
 def run_export(folder: Path, form: str, log: Log = print) -> Path:
     """Writes export/MODEL.* in a workdir, class names and preprocessing beside it as MODEL.json.
@@ -72,16 +75,20 @@ def _torch(trained: classifier.Trained, stem: Path) -> tuple[Path, list[str]]:
     state_dict = pretrained.to_torch(name, variables, **options)
     path = stem.with_name(f"{stem.name}.pth")
     pretrained.save_torch(path, state_dict)
-    origin, classes = models.describe(name).torch.source, len(trained.class_names)
-    how = [f"{len(state_dict)} arrays with the names of {origin}. In PyTorch:"]
-    if origin == "torchvision" and options["width"] == 1:
-        how.append(f"  model = torchvision.models.video.{name}(num_classes={classes})")
-    else:
-        width = f", width {options['width']:g}" if options["width"] != 1 else ""
-        how.append(f"  model = ...  # {name} of {origin}: {classes} classes{width}")
+    built = construction(name, options["width"], len(trained.class_names))
+    how = [f"{len(state_dict)} arrays. In PyTorch:", f"  {built}"]
     how.append(f'  model.load_state_dict(torch.load("{path}", weights_only=True))')
     how.append("  model.eval()  # clips (B, 3, T, H, W)")
     return path, how
+
+
+def construction(name: str, width: float, num_classes: int) -> str:
+    """A line of Python that makes the PyTorch model which loads an exported state dict."""
+    if name in _TORCHVISIONS and width == 1:
+        return f"model = torchvision.models.video.{name}(num_classes={num_classes})"
+    narrowed = f", width {width:g}" if width != 1 else ""
+    keys = f"{name} with the keys of {models.describe(name).torch.source}"
+    return f"model = ...  # {keys}: {num_classes} classes{narrowed}"
 
 
 # Each writes a file with the given stem and returns it with lines on how to use it.

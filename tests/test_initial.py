@@ -277,6 +277,16 @@ def test_export_gives_back_what_torchvision_reads(folder, trained):
         export.run_export(run, "onnx")
 
 
+def test_export_names_torchvisions_constructors_and_no_others():
+    for name in ("r3d_18", "mc3_18", "r2plus1d_18", "s3d"):
+        wanted = f"model = torchvision.models.video.{name}(num_classes=5)"
+        assert export.construction(name, 1.0, 5) == wanted
+        assert "torchvision.models" not in export.construction(name, 0.5, 5)
+    for name in ("r3d_10", "r3d_34", "r2plus1d_34", "x3d_s"):
+        line = export.construction(name, 1.0, 5)
+        assert "torchvision.models" not in line and name in line and "5 classes" in line
+
+
 def test_the_command_line_imports_and_keeps_its_own_values(folder, tmp_path):
     arguments = ["--config=configs/finetune.py", f"--config.init_from={folder / 'weights.pth'}"]
     arguments += ["--config.model.name=r3d_10", f"--config.model.width={WIDTH}"]

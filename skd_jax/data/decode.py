@@ -138,9 +138,10 @@ def iter_frames(
       path: a local path, or any that etils.epath opens (gs://).
       short_side: pixels of the shorter side after resizing, up or down, with the aspect kept; None
         keeps the size.
-      max_fps: None gives every frame. Otherwise frames are picked by their time stamps on an even
-        grid of `min(max_fps, the file's average rate)`, and a frame shown for long is repeated, so
-        that frame numbers measure time even where the frame rate varies.
+      max_fps: None gives every frame. Otherwise time is cut into even ticks, `min(max_fps, the
+        file's average rate)` a second, and each tick gives the frame on screen at it (torchvision's
+        choice too), so that frame numbers measure time even where the frame rate varies. A slower
+        file keeps its rate (torchvision repeats its frames).
       max_frames: stops after so many frames.
       min_frames: fewer than these is an error, raised at the end of the iteration.
       threads: decoder threads; 0 is one per core. One is best where processes share the cores.
@@ -253,24 +254,29 @@ class _Clock:
                 yield convert(frame)
             return
         rate = min(max_fps, self._rate)
-        slack = 0.25 / self._rate
-        start, tick, image = 0.0, -1, None
+        tick, skipped, held = 0, 0.0, None
         for time, frame in self._timed():
-            if image is None:
-                start = time
-            # The slack lets rounded time stamps reach their tick.
-            place = math.floor((time - start + slack) * rate)
-            if place <= tick:
-                continue
-            gap = place - tick - 1
-            if image is not None and gap > _LONGEST_HOLD_SECONDS * rate:
+            until = _ticks_before(self._place(time) - skipped, rate)
+            gap = until - tick - 1
+            if gap > _LONGEST_HOLD_SECONDS * rate:
                 self._owner._note(f"a gap of {gap / rate:.1f} s in the time stamps was closed")
-                start += gap / rate
-                place, gap = tick + 1, 0
-            for _ in range(gap):
-                yield image
-            image, tick = convert(frame), place
-            yield image
+                skipped += gap / rate
+                until -= gap
+            yield from _repeat(held, until - tick, convert)
+            tick, held = until, frame
+        if held is not None:
+            end = self._place(self._last) + 1 / self._rate
+            yield from _repeat(held, _ticks_before(end - skipped, rate) - tick, convert)
+
+    def _place(self, time: float) -> float:
+        """Seconds since the first frame.
+
+        A frame up to a quarter of its duration behind its place at the average rate is put there:
+        containers round time stamps, and one rounded up would miss its tick.
+        """
+        place = (time - self._first) * self._rate
+        near = round(place)
+        return (near if 0 < place - near < 0.25 else place) / self._rate
 
     def _timed(self) -> Iterator[tuple[float, "av.VideoFrame"]]:
         """Frames with strictly increasing times in seconds."""
@@ -295,6 +301,15 @@ class _Clock:
         shown = self._last - self._first + 1 / self._rate
         if self._seen and not announced and shown < 0.9 * length:
             self._owner._note(f"truncated: {shown:.1f} of {length:.1f} s could be decoded")
+
+
+def _ticks_before(seconds: float, rate: float) -> int:
+    return math.ceil(seconds * rate - 1e-6)  # A tick at this very time comes after it.
+
+
+def _repeat(frame, times: int, convert: "_Converter") -> Iterator[np.ndarray]:
+    if times > 0:
+        yield from itertools.repeat(convert(frame), times)
 
 
 def _decoded_frames(container, stream, note) -> Iterator["av.VideoFrame"]:

@@ -7,7 +7,9 @@ pytorchvideo 0.1.5 (`create_csn` as its `csn_r101` calls it), ip-CSN that of the
 (`ip_csn_152`), which are one but for that convolution, BatchNorm's epsilon, 1e-5 and 1e-3, and the
 head. ir-CSN's averages over windows of 4x7x7 positions, stride 1, and takes the mean of the
 classifier's outputs over them: one window at 32 frames of 224 x 224, four at 256 x 256; see
-`windows.py`. ip-CSN's averages over the whole map.
+`windows.py`. ip-CSN's averages over the whole map. VMZ also sets BatchNorm's momentum to PyTorch's
+0.9 (Caffe2's 0.9 is PyTorch's 0.1), so that its running statistics are hardly more than the last
+batch's; here ip-CSN keeps the 0.1 of all others, Flax's 0.9. Evaluation is not touched by it.
 
 Stem: 3x7x7 convolution, stride (1, 2, 2), to 64 channels, 1x3x3 max-pooling, stride (1, 2, 2). Four
 stages of bottlenecks (conv_a 1x1x1, conv_b 3x3x3 depthwise, conv_c 1x1x1) with 64, 128, 256, 512

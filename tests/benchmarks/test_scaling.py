@@ -134,6 +134,24 @@ def test_a_clip_that_is_not_square_is_refused(capsys):
     assert scaling.parse(["--clip", "8,64,64", "--devices", "2"]).devices == [2]
 
 
+@pytest.mark.slow
+def test_one_and_two_devices_and_two_processes():
+    command = [sys.executable, "-m", "benchmarks.scaling", "--model", "r3d_10", "--width", "0.0625"]
+    command += ["--classes", "4", "--clip", "4,16,16", "--replicas", "pmap", "--steps", "1"]
+    command += ["--methods", "supervised", "--devices", "1,2"]
+    done = subprocess.run(command, check=False, cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    rows = [line.split() for line in done.stdout.splitlines() if " pmap " in line]
+    assert [row[:3] for row in rows[::2]] == [["1", "x", "1"], ["1", "x", "2"], ["2", "x", "1"]]
+    assert [row[5] for row in rows] == ["synced", "apart"] * 3
+    assert [row[6] for row in rows[:2]] == ["-", "-"]  # one device reduces nothing
+    options = scaling.parse(command[3:])
+    cost = pod_cost.step_of(scaling.create_method(options, "supervised", True), (4, 16, 16), 2)
+    for row in rows[2:]:
+        assert row[6:10] == ["1", "AR", *scaling.size(cost.fused_bytes).split()]
+    assert all(row[-1].endswith("%") for row in rows)
+
+
 if __name__ == "__main__":
     assert jax.device_count() == 2
     print(json.dumps([read(*case) for case in CASES]))

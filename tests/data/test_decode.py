@@ -37,10 +37,12 @@ def frame_number(frame: np.ndarray) -> int:
     return round((float(frame.mean()) - 16) / 4)
 
 
-def write_video(path, images, codec="libx264", pts=None, audio=False, options=None, muxer=None):
-    """Muxes the images at 25 fps, or with time stamps in milliseconds."""
+def write_video(
+    path, images, codec="libx264", pts=None, audio=False, options=None, muxer=None, rate=25
+):
+    """Muxes the images at an even rate, or with time stamps in milliseconds."""
     with av.open(str(path), "w", options=muxer or {}) as container:
-        stream = container.add_stream(codec, rate=25)
+        stream = container.add_stream(codec, rate=rate)
         stream.height, stream.width = images[0].shape[:2]
         stream.pix_fmt = "yuv420p"
         stream.options = options or {}
@@ -172,8 +174,26 @@ def test_frame_cap_on_a_constant_rate(tmp_path):
     assert picked(12.5) == (12.5, list(range(0, 50, 2)))
     assert picked(5.0) == (5.0, list(range(0, 50, 5)))
     assert picked(60.0) == (pytest.approx(25), list(range(50)))  # A cap adds nothing.
-    fps, frames = picked(10.0)  # No whole ratio: the first frame from each tick on.
-    assert fps == 10.0 and frames == [math.ceil(2.5 * k) for k in range(20)]
+    # No whole ratio: the frame on screen at each tick.
+    fps, frames = picked(10.0)
+    assert fps == 10.0 and frames == [math.floor(2.5 * k) for k in range(20)]
+    fps, frames = picked(15.0)
+    assert fps == 15.0 and frames == [5 * k // 3 for k in range(30)]
+
+
+def test_frame_cap_picks_as_torchvision_does(tmp_path):
+    """floor(k * rate / cap), as `VideoClips._resample_video_idx`."""
+    ntsc = fractions.Fraction(30000, 1001)
+    images = [grey(i) for i in range(40)]
+    path = write_video(tmp_path / "v.mp4", images, rate=ntsc)
+    frames = decode(path, short_side=None, max_fps=15.0).frames
+    assert [frame_number(f) for f in frames] == [int(k * ntsc / 15) for k in range(len(frames))]
+    assert len(frames) == 21
+    # Time stamps rounded to the next millisecond do not miss their ticks.
+    times = [math.ceil(i * 100 / 3) for i in range(40)]
+    path = write_video(tmp_path / "v.mkv", images, pts=times, rate=30)
+    frames = decode(path, short_side=None, max_fps=15.0).frames
+    assert [frame_number(f) for f in frames] == list(range(0, 40, 2))
 
 
 def test_variable_frame_rate(tmp_path):

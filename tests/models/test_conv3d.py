@@ -118,12 +118,13 @@ def test_matmul(strides):
 
 
 @st.composite
-def convolutions(draw, windows=(4, 4, 4), strides=(3, 3, 3), padding=(2, 2, 2), groups=(1,)):
+def convolutions(draw, windows=(4, 4, 7), strides=(3, 3, 3), padding=(2, 2, 2), groups=(1,)):
     """Any convolution with up to so many taps, strides and zeros on each side of T, H and W."""
     kernel = [draw(st.integers(1, k)) for k in windows]
     step = tuple(draw(st.integers(1, s)) for s in strides)
     zeros = tuple(draw(st.integers(0, p)) for p in padding)
-    sizes = [draw(st.integers(max(1, k - 2 * p), 6)) for k, p in zip(kernel, zeros, strict=True)]
+    least = [max(1, k - 2 * p) for k, p in zip(kernel, zeros, strict=True)]
+    sizes = [draw(st.integers(size, max(size, 6))) for size in least]
     count = draw(st.sampled_from(groups))
     # From 64 features on the kernel's gradient is written out; 17 channels are no multiple of any tile.
     channels, features = draw(st.sampled_from([1, 3, 17])), draw(st.sampled_from([1, 5, 64]))

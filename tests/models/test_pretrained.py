@@ -223,7 +223,7 @@ def test_of_another_model(small):
 
 
 def test_no_numbers(small):
-    with pytest.raises(UserError, match=r"fc\.bias holds no numbers"):
+    with pytest.raises(UserError, match=r"fc\.bias cannot be read as numbers"):
         pretrained.from_torch(SMALL, small | {"fc.bias": np.array(["a", "b", "c"])}, width=WIDTH)
 
 

@@ -196,6 +196,7 @@ def test_checkpoint_of_3d_resnets(tmp_path, torch_names, write):
         "scheduler": {"milestones": collections.Counter([50, 100]), "best": float("inf")},
         "history": collections.defaultdict(list, loss=[1.0, {2}]),
         "best_prec1": np.float64(0.5),
+        "per_class": np.arange(3.0),
         "args": argparse.Namespace(lr=0.1),
     }
     write(tmp_path / "a.pth", checkpoint, [weight, momentum])

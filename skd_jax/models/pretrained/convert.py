@@ -151,8 +151,8 @@ def _new_head(rng: jax.Array | None, width: int, num_classes: int) -> dict[tuple
 def _float32(key: str, value: Any) -> np.ndarray:
     try:
         return np.asarray(value).astype(np.float32)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{key} holds no numbers ({error})") from None
+    except (TypeError, ValueError, RuntimeError) as error:  # PyTorch's: it requires a gradient
+        raise UserError(f"{key} cannot be read as numbers ({error})") from None
 
 
 def _check(wanted: dict[str, Shape], found: dict[str, Shape], what: str, hint: str) -> None:

@@ -3,7 +3,7 @@
 A pickle is a program that can call whatever it can import. Here it can import nothing: every global
 it asks for comes from the table below, whose entries only put tensors and containers together;
 any other ends the reading. What training scripts store beside the weights and nobody needs (their
-argparse options, NumPy scalars) becomes an empty placeholder.
+argparse options, NumPy's arrays) becomes an empty placeholder.
 """
 
 import collections
@@ -34,6 +34,9 @@ STORAGES: dict[str, np.dtype] = {
 _SKIPPED = {
     ("argparse", "Namespace"),
     ("numpy", "dtype"),
+    ("numpy", "ndarray"),
+    ("numpy.core.multiarray", "_reconstruct"),
+    ("numpy._core.multiarray", "_reconstruct"),
     ("numpy.core.multiarray", "scalar"),
     ("numpy._core.multiarray", "scalar"),
     ("_codecs", "encode"),
