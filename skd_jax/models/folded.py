@@ -19,6 +19,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from skd_jax.models import choices, onednn
@@ -188,89 +189,99 @@ def kernel_gradient(
         return jax.linear_transpose(to_blocks, kernel)(found)[0]
     batch, frames = x.shape[:2]
     steps, *size = gradient.shape[1:4]
-    stride, pad = strides[0], padding[0]
+    pad = padding[0]
     x = jnp.pad(x, [(0, 0), (0, 0), *((p, p) for p in padding[1:]), (0, 0)])
-    # On the gradient, what the spatial taps see is laid out once for all temporal taps. (Narrow stacks of frames
-    # are also slow to slice: the stem's patches took four times as long.)
-    taps_on_clip = stride > 1 or taps == 1 or (kh * kw == 1 and channels < features)
+    # On the gradient, what the spatial taps see is laid out once for all temporal taps.
+    taps_on_clip = strides[0] > 1 or taps == 1 or (kh * kw == 1 and channels < features)
     if taps_on_clip:
-        # Output s sees frame s * stride + i of the padded clip through tap i.
+        # Output s sees frame s * strides[0] + i of the padded clip through tap i.
         wide, narrow = _pad_frames(x, pad, pad), gradient
-        starts, order = stride, range(taps)
     else:
-        # Frame f of the clip meets output f - i + pad through tap i.
+        # Frame f of the clip meets output f - i + pad through tap i: the last tap comes first.
         wide, narrow = _pad_frames(gradient, taps - 1 - pad, frames - steps + pad), x
-        starts, order = 1, range(taps - 1, -1, -1)
-
-    def products(wide, narrow):
-        """Of a run of frames of every clip given: (kh * kw * rows, columns)."""
-        reach = (narrow.shape[1] - 1) * starts + 1
-        taken = [lax.slice_in_dim(wide, i, i + reach, starts, axis=1) for i in order]
-        wide = jnp.concatenate(taken, axis=-1) if taps > 1 else taken[0]
-        clip, gradient = (wide, narrow) if taps_on_clip else (narrow, wide)
-        return _product(_patches(clip, kernel_shape, strides, size), gradient)
-
     count = narrow.shape[1]
     columns = kh * kw * channels * (taps if taps_on_clip else 1)
     least, most = _POSITIONS
     limit = min(most, max(least, _BYTES // (x.dtype.itemsize * columns)))
-    if batch * count * math.prod(size) <= limit:
-        total = products(wide, narrow)
-    else:
+    positions = (batch, count, *size)
+    if math.prod(positions) > limit:
         # Piece by piece: what a product reads is then still in the cache.
         run = next(
             n
             for n in range(count, 0, -1)
             if not count % n and (n == 1 or n * math.prod(size) <= limit)
         )
-        pieces = count // run
-
-        def add(total, piece):
-            i, j = piece // pieces, piece % pieces * run
-            parts = (
-                lax.dynamic_slice(
-                    array, (i, at, 0, 0, 0), (1, (run - 1) * every + extra, *array.shape[2:])
-                )
-                for array, at, every, extra in (
-                    (wide, j * starts, starts, taps),
-                    (narrow, j, 1, 1),
-                )
-            )
-            return total + products(*parts), None
-
-        shape = jax.eval_shape(products, wide, narrow)
-        total, _ = lax.scan(add, jnp.zeros(shape.shape, shape.dtype), jnp.arange(batch * pieces))
+        positions = (1, run, *size)
     if taps_on_clip:
-        total = total.reshape(kh, kw, taps, channels, features).transpose(2, 0, 1, 3, 4)
+        clip = _Windows(wide, positions, strides, (taps, kh, kw))
+        other = _Windows(narrow, positions, (1, 1, 1), (1, 1, 1))
     else:
-        total = total.reshape(kh, kw, channels, taps, features).transpose(3, 0, 1, 2, 4)
-    return total.astype(x.dtype)
+        clip = _Windows(narrow, positions, (1, *strides[1:]), (1, kh, kw))
+        other = _Windows(wide, positions, (1, 1, 1), (taps, 1, 1))
+    pieces = np.indices((batch // positions[0], count // positions[1]), np.int32).reshape(2, -1)
 
+    def product(starts):
+        return _product(clip.rows(starts[0]), other.rows(starts[1]))
 
-def _patches(clip, kernel_shape, strides, size):
-    """For every position what the spatial taps see, side by side: (B, n, H', W', kh * kw * rows)."""
-    (kh, kw), (height, width) = kernel_shape[1:3], size
-    seen = [
-        lax.slice(
-            clip,
-            (0, 0, i, j, 0),
-            (
-                *clip.shape[:2],
-                i + (height - 1) * strides[1] + 1,
-                j + (width - 1) * strides[2] + 1,
-                clip.shape[4],
-            ),
-            (1, 1, *strides[1:], 1),
+    starts = clip.start(*pieces), other.start(*pieces)
+    if pieces.shape[1] == 1:
+        total = product([at[0] for at in starts])
+    else:
+        shape = jax.eval_shape(product, [at[0] for at in starts])
+        total, _ = lax.scan(
+            lambda total, starts: (total + product(starts), None),
+            jnp.zeros(shape.shape, shape.dtype),
+            starts,
         )
-        for i in range(kh)
-        for j in range(kw)
-    ]
-    return jnp.concatenate(seen, axis=-1)
+    if not taps_on_clip:
+        total = total.reshape(kh, kw, channels, taps, features)[..., ::-1, :]
+        total = total.transpose(3, 0, 1, 2, 4)
+    return total.reshape(kernel_shape).astype(x.dtype)
+
+
+class _Windows:
+    """What a window sees from each of its positions on clips, for one piece of the positions at a time.
+
+    Rows of channels are gathered, in one copy: slices side by side would be copied twice.
+
+    Args:
+      clips: shape (B, T, H, W, C).
+      positions: of a piece, (clips, frames, rows, columns).
+      strides, window: over (T, H, W).
+    """
+
+    def __init__(self, clips, positions, strides, window):
+        *_, height, width, channels = clips.shape
+        to_clip, to_frame = math.prod(clips.shape[1:4]), height * width
+        steps = (to_clip, strides[0] * to_frame, strides[1] * width, strides[2])
+        self._steps, self._all = steps[:2], clips.reshape(-1, channels)
+        self._positions = positions
+        axes = np.indices((*positions, *window), np.int32, sparse=True)
+        taken = sum(a * n for a, n in zip(axes, (*steps, to_frame, width, 1), strict=True))
+        self._taken = taken.reshape(math.prod(positions), -1, 1)
+
+    def start(self, clips, frames):
+        """The first row of piece (clips, frames), for `rows`."""
+        (by_clip, by_frame), (many, run) = self._steps, self._positions[:2]
+        return clips * np.int32(many * by_clip) + frames * np.int32(run * by_frame)
+
+    def rows(self, start):
+        """Shape (positions of a piece, taps of the window * C)."""
+        numbers = lax.GatherDimensionNumbers(
+            offset_dims=(2,), collapsed_slice_dims=(0,), start_index_map=(0,)
+        )
+        found = lax.gather(
+            self._all,
+            self._taken + start,
+            numbers,
+            (1, self._all.shape[1]),
+            mode=lax.GatherScatterMode.PROMISE_IN_BOUNDS,
+        )
+        return found.reshape(found.shape[0], -1)
 
 
 def _product(clip, gradient):
-    """Channels of the one by channels of the other, summed over all positions; float32 or wider."""
-    clip, gradient = (a.reshape(-1, a.shape[-1]) for a in (clip, gradient))
+    """(positions, A) and (positions, B) to (A, B), summed over all positions; float32 or wider."""
     if clip.dtype == jnp.float32 and onednn.available():
         return onednn.transposed_product(clip, gradient)
     dtype = jnp.promote_types(clip.dtype, jnp.float32)
