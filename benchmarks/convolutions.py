@@ -374,4 +374,5 @@ def _named(case):
 
 
 if __name__ == "__main__":
+    memory.restart_with_large_pages()
     sys.exit(main())

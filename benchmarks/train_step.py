@@ -30,7 +30,8 @@ products of the dtype reached in the same process is the utilisation (on a GPU f
 the default of their convolutions). Memory is the most that the device reports to have held (first steps,
 initialisation and XLA's trials of algorithms included) or, where it reports none, as on CPU, what XLA
 plans for the step (arguments and temporaries): "peak" or "planned"; also with the activations
-recomputed (remat).
+recomputed (remat). "Kept" is what the forward pass of one view keeps for the backward pass, counted from the
+shapes of its residuals before XLA sees them.
 """
 
 import argparse
@@ -94,7 +95,8 @@ class JaxSide:
 
     Attributes:
       facts: {"device": its kind, "exact": whether it multiplies float32 in float32, "macs":
-        multiply-accumulates of a clip's forward pass}, and "rows": what `force` says.
+        multiply-accumulates of a clip's forward pass, "kept": see `kept_bytes`}, and "rows": what `force`
+        says.
     """
 
     def __init__(self, model, method, frames, crop, batch, dtype, lowering=None, remat=False):
@@ -112,6 +114,7 @@ class JaxSide:
             "device": machine.device(),
             "exact": jax.default_backend() == "cpu",
             "macs": cost.cost(models.create(model, CLASSES), (frames, crop, crop)).macs,
+            "kept": kept_bytes(built, (batch, frames, crop, crop, 3)),
         }
         if lowering is not None:
             self.facts["rows"] = force(lowering, built, (batch, frames, crop, crop, 3), dtype)
@@ -167,6 +170,24 @@ class JaxSide:
         product = jax.jit(lambda a, b: functools.reduce(lambda a, _: a @ b, range(length), a))
         seconds = _quickest(lambda: jax.block_until_ready(product(*factors)))
         return 2 * length * (size or usual) ** 3 / seconds
+
+
+def kept_bytes(model, clips):
+    """Bytes that a training pass over clips of this shape keeps for the gradients of its parameters."""
+    import jax
+
+    def backward(variables, x):
+        def logits(params):
+            given = {**variables, "params": params}
+            return model.apply(given, x, train=True, mutable=["batch_stats"])[0].logits
+
+        return jax.vjp(logits, variables["params"])[1]
+
+    x = jax.ShapeDtypeStruct(clips, "float32")
+    jaxpr = jax.make_jaxpr(backward)(jax.eval_shape(model.init, jax.random.key(0), x), x).jaxpr
+    # Parameters and clips are among the residuals, but they are there anyhow.
+    kept = set(jaxpr.outvars) - set(jaxpr.invars)
+    return sum(value.aval.size * value.aval.dtype.itemsize for value in kept)
 
 
 def _settings(method):
@@ -412,7 +433,7 @@ def compare(case, options):
     starts, weights, exact = contenders(case, options), None, True
     names = list(starts)
     row = {**case, "clips": case["batch"] * METHODS[case["method"]], "memory": {}, "rows": {}}
-    row |= {"losses": {}, "times": {}, "peak_flops": {}, "devices": {}}
+    row |= {"losses": {}, "times": {}, "peak_flops": {}, "devices": {}, "kept": {}}
     groups = [[name] for name in names] if options.apart else [names]
     if options.memory:
         groups = [["skd_jax"]]
@@ -423,7 +444,7 @@ def compare(case, options):
                 row["devices"][name] = side.facts["device"]
                 row["rows"][name] = side.facts.get("rows", [])
                 if name == "skd_jax":
-                    row["macs"] = side.facts["macs"]
+                    row["macs"], row["kept"][name] = side.facts["macs"], side.facts["kept"]
                     if not options.no_torch and not options.memory:
                         weights = side("weights")[1]
                 if starts[name]["side"] == "torch":
@@ -443,6 +464,7 @@ def compare(case, options):
             if row["memory"]["skd_jax"][1] == "peak":
                 side("steps", 2)
             row["memory"]["remat"] = side("memory")[1]
+            row["kept"]["remat"] = side.facts["kept"]
     return row | summary(row)
 
 
@@ -495,6 +517,8 @@ def print_row(row):
     for name, found in row["memory"].items():
         if found:
             print(f"  memory, {name:28}{_mebibytes(found):>18}")
+    for name, found in row["kept"].items():
+        print(f"  kept, {name:30}{found / 2**20:>10.0f} MiB")
     sys.stdout.flush()
 
 

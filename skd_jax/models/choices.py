@@ -1,6 +1,6 @@
 """Which lowering computes which 3-D convolution: one table for all backends.
 
-`python -m benchmarks.convolutions` measures what it is chosen from, for any machine.
+benchmarks/convolutions.md holds what it is chosen from; `python -m benchmarks.convolutions` measures it on any machine.
 A condition looks at a `Convolution`; of a table's rows the first that holds is taken.
 """
 

@@ -1,6 +1,7 @@
 """The table of convolutions: FLOPs and cases against the models' own counts, tiny measurements for real."""
 
 import math
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ import pytest
 from benchmarks import convolutions
 from benchmarks.convolutions import CASES, Case
 from skd_jax import models
-from skd_jax.models import choices, conv3d
+from skd_jax.models import choices, conv3d, onednn
 from skd_jax.models.cost import cost
 from tests.fakes import quick_compilation  # noqa: F401  a fixture
 
@@ -107,3 +108,29 @@ def test_a_section_takes_the_place_of_its_forerunner():
     assert first.startswith(convolutions.INTRODUCTION)
     assert both == first + "\n## B\n\ntwo\n"
     assert convolutions.replaced(both, "## A\n\nnew\n") == both.replace("one", "new")
+
+
+COMMITTED = pathlib.Path(convolutions.__file__).with_suffix(".md")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_committed_measurements_are_of_the_choices_as_they_are(dtype):
+    """Whoever changes the table of lowerings measures anew."""
+    if dtype == "float32" and not onednn.available():
+        pytest.skip("oneDNN's convolution, which was measured, is not in this jaxlib")
+    parts = COMMITTED.read_text().split("\n## ")[1:]
+    parts = [part for part in parts if part.splitlines()[0].endswith(f", {dtype}")]
+    assert parts
+    for part in parts:
+        rows, names = {}, None
+        for line in part.splitlines():
+            cells = [cell.strip() for cell in line.strip("|").split("|")]
+            if cells[0] == "convolution" and "form" not in cells:
+                names = cells[1:]
+            elif names and cells[0] in CASES and cells[0] not in rows:
+                bold = [cell.startswith("**") for cell in cells[1:]]
+                rows[cells[0]] = names[bold.index(True)]
+        assert rows == {
+            name: choices.choose_lowering("cpu", *case.convolution(dtype))
+            for name, case in CASES.items()
+        }

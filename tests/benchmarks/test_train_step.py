@@ -9,11 +9,13 @@ from multiprocessing import Pipe
 
 import numpy as np
 import pytest
+from flax import linen as nn
 
 from benchmarks import convolutions, train_step
 from skd_jax import models
 from skd_jax.models import choices
 from skd_jax.models.choices import Convolution, choose_lowering
+from skd_jax.models.outputs import Outputs
 from tests import blocked
 from tests.fakes import quick_compilation  # noqa: F401  a fixture
 
@@ -47,9 +49,31 @@ def row(**changes):
         "peak_flops": {"skd_jax": 480e9, "PyTorch": 96e9},
         "memory": {"skd_jax": (3 * 2**20, "peak"), "remat": (2**20, "peak")},
         "rows": {"skd_jax, mixed": ["chosen"]},
+        "kept": {"skd_jax": 5 * 2**20},
         **changes,
     }
     return made | train_step.summary(made)
+
+
+class TwoLayers(nn.Module):
+    @nn.compact
+    def __call__(self, x, train=False):
+        hidden = nn.Dense(7)(x.reshape(len(x), -1))
+        return Outputs(nn.Dense(3)(hidden), hidden, {})
+
+
+def test_kept_is_what_the_gradients_of_the_parameters_need():
+    """The input of either layer in float32; the kernels are not counted."""
+    assert train_step.kept_bytes(TwoLayers(), (2, 1, 1, 1, 5)) == 4 * (2 * 5 + 2 * 7)
+
+
+def test_recomputation_keeps_less():
+    clips = (2, 8, 32, 32, 3)
+    plain, remat = (
+        train_step.kept_bytes(models.create("r3d_18", 5, remat=remat), clips)
+        for remat in (False, True)
+    )
+    assert remat < plain / 2
 
 
 def test_ratios_are_those_of_the_rounds_to_the_quicker_peer():
