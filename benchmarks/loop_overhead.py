@@ -175,4 +175,5 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    memory.restart_with_large_pages()  # as main.py does
     main()

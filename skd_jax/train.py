@@ -258,7 +258,8 @@ class _Steps:
     def __init__(self, data, workdir, settings, schedule, writer, log):
         self._ids, self._workdir = data.ids, workdir
         self._log_every, self._last_step = settings.log_every, settings.total_steps
-        self._schedule, self._writer, self._log = schedule, writer, log
+        self._schedule, self._writer, self._log = jax.jit(schedule), writer, log
+        self._schedule(0)  # compiled here, not between two steps
         self._pending: deque = deque()
         self._rows: list[dict[str, float]] = []
         self._last: dict[str, float] = {}
