@@ -433,7 +433,8 @@ def start_process(run: Run, slot: int, jobs: int) -> Mapping[str, Any]:
     workdir.write_json(folder / "spec.json", run.spec)
     cores = sorted(os.sched_getaffinity(0)) if jobs > 1 else [0]
     own = {cores[slot % len(cores)]}
-    # A method's seeds differ in data alone: one compilation serves them all.
+    # A method's seeds differ in data alone: one compilation serves them all, where it can be stored
+    # (not with oneDNN's calls, on CPU: `skd_jax.models.onednn`).
     compiled = {
         "JAX_COMPILATION_CACHE_DIR": str(folder.parent / "compiled"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "1",

@@ -150,9 +150,10 @@ def rows(options):
 def run_setup(devices: int | None, processes: int, cache: str):
     """Yields the measurements of one setup; `devices` fake ones in each process, or what is there."""
     environment = dict(os.environ)
-    # One compilation serves the program's text and its runs.
-    environment["JAX_COMPILATION_CACHE_DIR"] = cache
-    if devices is not None:
+    if devices is None:
+        # One compilation serves the program's text and its runs (on CPU oneDNN's calls keep it from being stored).
+        environment["JAX_COMPILATION_CACHE_DIR"] = cache
+    else:
         flags = os.environ.get("XLA_FLAGS", "")
         flags += f" --xla_force_host_platform_device_count={devices}"
         environment |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags.strip()}

@@ -9,6 +9,9 @@ The calls run on CPU alone, and no other backend compiles them. They are used wh
 CPU: what such a process places on another device all the same (`jax.jit` on arrays of a GPU, under
 JAX_PLATFORMS=cpu,cuda) needs the "plain" lowering. Where the default is another backend, computations placed
 on its CPU (`jax.default_device`) do without oneDNN: slower, not wrong.
+
+jaxlib 0.10.2 cannot store a program with such a call: with JAX_COMPILATION_CACHE_DIR set, JAX warns of a
+MemoryError, stores nothing for it and goes on.
 """
 
 import functools
