@@ -223,7 +223,9 @@ def test_memory_alone(monkeypatch, capsys):
 
     class Reporting(Local):
         def __init__(self, side, remat=False, **_):
-            self.facts, self._remat = {"device": "a GPU", "exact": False, "macs": 1}, remat
+            kept = 2**20 * (3 if remat else 4)
+            self.facts = {"device": "a GPU", "exact": False, "macs": 1, "kept": kept}
+            self._remat = remat
 
         def __call__(self, name, *_):
             asked.append(name)
@@ -234,8 +236,10 @@ def test_memory_alone(monkeypatch, capsys):
     arguments = "--models r3d_10 --shapes 2x16x16x4 --methods supervised --memory"
     assert train_step.main(arguments.split()) == 0
     assert asked == ["losses", "memory", "steps", "memory"]
-    line = capsys.readouterr().out.splitlines()[-1]
-    assert line.endswith("| 2 MiB peak | 1 MiB peak |")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1].endswith("| 2 MiB peak | 1 MiB peak |")
+    kept = [line.split()[-3:] for line in lines if line.startswith("  kept, ")]
+    assert kept == [["skd_jax", "4", "MiB"], ["remat", "3", "MiB"]]
 
 
 def test_a_side_answers_until_it_is_told_to_end(monkeypatch):
