@@ -5,9 +5,10 @@
 The loop is `train.train` as it stands (prefetching, metrics fetched two steps late, metrics.jsonl and
 TensorBoard, progress), fed from memory, without validation and with one checkpoint, at the end. The
 bare step runs on the same batches, already on the devices, and is waited for at the end only. Both
-are timed in turn; the loop's clock is read when it asks for a batch, from the first to the last of the
-timed steps, so that compilation and the checkpoint do not count. overhead: loop's time over the bare
-step's, less 1, the median of the ratios of each round.
+are timed in turn, each compiled anew with a state of its own for every round, since where the state
+comes to lie in memory changes the step's time too; the loop's clock is read when it asks for a batch,
+from the first to the last of the timed steps, so that compilation and the checkpoint do not count.
+overhead: loop's time over the bare step's, less 1, the median of the ratios of each round.
 
 Before that it prints what makes the loop cheap, read from the compiled step: the dtype in which clips
 cross to the device, and how many bytes of the state's memory the step's result takes over.
@@ -48,19 +49,24 @@ def make_batches(method: methods.Method, clip: tuple[int, int, int], videos: int
     return batches
 
 
-def bare_contender(train_step, state, placed):
-    """A function of the number of steps: seconds for them."""
+def bare_contender(build, placed):
+    """A function of the number of steps: seconds for them.
+
+    `build` gives a state and the jitted step, both new.
+    """
 
     def run(steps):
-        nonlocal state
+        state, train_step = build()
         turns = itertools.cycle(placed)
+        for _ in range(2):  # compiles
+            state, _ = train_step(state, next(turns))
+        jax.block_until_ready(state)
         start = time.perf_counter()
         for _ in range(steps):
             state, _ = train_step(state, next(turns))
         jax.block_until_ready(state)
         return time.perf_counter() - start
 
-    run(2)  # compiles
     return run
 
 
@@ -94,7 +100,7 @@ def loop_contender(method, tx, schedule, augmentation, settings, batches):
     return run
 
 
-def facts(train_step, state, placed) -> str:
+def facts(state, train_step, placed) -> str:
     """What the compiled step says of its inputs."""
     compiled = train_step.lower(state, placed).compile()
     memory_use = compiled.memory_analysis()
@@ -139,24 +145,25 @@ def main(arguments: list[str] | None = None) -> None:
 
     replicas = parallel.create(options.replicas)
     step_settings = step.StepSettings(total_steps=10**6)
-    state = step.create_state(method, tx, jax.random.key(0), (*clip, 3), step_settings)
-    state = replicas.put(state)
-    train_step = replicas.train(
-        functools.partial(
+
+    def build():
+        state = step.create_state(method, tx, jax.random.key(0), (*clip, 3), step_settings)
+        train_step = functools.partial(
             step.train_step,
             method=method,
             tx=tx,
             augmentation=augmentation,
             settings=step_settings,
         )
-    )
+        return replicas.put(state), replicas.train(train_step)
+
     placed = [replicas.shard(batch) for batch in batches]
     print(
         f"{options.model}, width {options.width:g}, {options.method}, batch {options.batch}, "
         f"{options.frames}x{options.size}x{options.size}, {options.replicas} on "
-        f"{jax.device_count()} {jax.default_backend()} device(s)\n{facts(train_step, state, placed[0])}"
+        f"{jax.device_count()} {jax.default_backend()} device(s)\n{facts(*build(), placed[0])}"
     )
-    bare = bare_contender(train_step, state, placed)
+    bare = bare_contender(build, placed)
     schedule = optim.schedule(settings, 10**6)
     loop = loop_contender(method, tx, schedule, augmentation, loop_settings, batches)
     seconds = {"bare step": [], "loop": []}

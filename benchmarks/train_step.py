@@ -32,6 +32,9 @@ initialisation and XLA's trials of algorithms included) or, where it reports non
 plans for the step (arguments and temporaries): "peak" or "planned"; also with the activations
 recomputed (remat). "Kept" is what the forward pass of one view keeps for the backward pass, counted from the
 shapes of its residuals before XLA sees them.
+
+A side that fails, for want of memory say, is told as failed, with the rest of its case measured where each side
+is --apart, and the next case follows; the exit status is then 1.
 """
 
 import argparse
@@ -353,27 +356,38 @@ def serve(connection, side, options):
         connection.send(("failed", f"{type(error).__name__}: {lines[0]}"))
 
 
+class SideFailed(RuntimeError):
+    """A side's process raised what the message says, or was killed."""
+
+
 class Side:
-    """The parent's end of such a process."""
+    """The parent's end of such a process; raises SideFailed where it fails."""
 
     def __init__(self, side, **options):
         context = multiprocessing.get_context("spawn")
         self._connection, far = context.Pipe()
         self._process = context.Process(target=serve, args=(far, side, options), daemon=True)
         self._process.start()
-        state, self.facts = self._connection.recv()
-        if state == "failed":
-            raise RuntimeError(self.facts)
+        far.close()  # else the end of the process would not be seen here
+        _, self.facts = self._answer()
 
     def __call__(self, name, *arguments):
         os.kill(self._process.pid, signal.SIGCONT)
         self._connection.send((name, arguments))
-        seconds, result = self._connection.recv()
+        seconds, result = self._answer()
         # Threads of an idle pool may spin for a while, on the cores that the other side needs.
         os.kill(self._process.pid, signal.SIGSTOP)
-        if seconds == "failed":
-            raise RuntimeError(result)
         return seconds, result
+
+    def _answer(self):
+        try:
+            state, result = self._connection.recv()
+        except (EOFError, OSError):
+            self._process.join()
+            raise SideFailed(f"its process ended with status {self._process.exitcode}") from None
+        if state == "failed":
+            raise SideFailed(result)
+        return state, result
 
     def __enter__(self):
         return self
@@ -430,42 +444,61 @@ def check_losses(model, losses, exact):
 
 def compare(case, options):
     """Times one case, or its memory alone, and returns its row."""
-    starts, weights, exact = contenders(case, options), None, True
-    names = list(starts)
+    starts = contenders(case, options)
     row = {**case, "clips": case["batch"] * METHODS[case["method"]], "memory": {}, "rows": {}}
-    row |= {"losses": {}, "times": {}, "peak_flops": {}, "devices": {}, "kept": {}}
-    groups = [[name] for name in names] if options.apart else [names]
+    row |= {"losses": {}, "times": {}, "peak_flops": {}, "devices": {}, "kept": {}, "failed": {}}
+    groups = [[name] for name in starts] if options.apart else [list(starts)]
     if options.memory:
         groups = [["skd_jax"]]
+    weights = None
     for group in groups:
-        with contextlib.ExitStack() as stack:
-            sides = {name: stack.enter_context(Side(**starts[name])) for name in group}
-            for name, side in sides.items():
-                row["devices"][name] = side.facts["device"]
-                row["rows"][name] = side.facts.get("rows", [])
-                if name == "skd_jax":
-                    row["macs"], row["kept"][name] = side.facts["macs"], side.facts["kept"]
-                    if not options.no_torch and not options.memory:
-                        weights = side("weights")[1]
-                if starts[name]["side"] == "torch":
-                    side("load", weights)
-                row["losses"][name] = side("losses", COMPARED_STEPS)[1]
-                row["memory"][name] = side("memory")[1]
-                exact &= case["dtype"] == "float32" and side.facts["exact"]
-            check_losses(case["model"], row["losses"], exact)
-            if options.memory:
-                break
-            row["times"] |= race(sides, options.rounds, options.seconds)
-            measured = () if options.no_peak else ("skd_jax", "PyTorch, channels_last_3d")
-            for name in (name for name in measured if name in sides):
-                row["peak_flops"][name] = sides[name]("peak", case["dtype"], options.peak)[1]
+        try:
+            weights = measure({name: starts[name] for name in group}, weights, row, options)
+        except SideFailed as error:
+            row["failed"] |= dict.fromkeys(group, str(error))
+            if "skd_jax" in group:  # the others are nothing without it
+                return row | summary(row)
     if not options.no_remat:
-        with Side("jax", **case, remat=True) as side:
-            if row["memory"]["skd_jax"][1] == "peak":
-                side("steps", 2)
-            row["memory"]["remat"] = side("memory")[1]
-            row["kept"]["remat"] = side.facts["kept"]
+        try:
+            with Side("jax", **case, remat=True) as side:
+                if row["memory"]["skd_jax"][1] == "peak":
+                    side("steps", 2)
+                row["memory"]["remat"] = side("memory")[1]
+                row["kept"]["remat"] = side.facts["kept"]
+        except SideFailed as error:
+            row["failed"]["remat"] = str(error)
     return row | summary(row)
+
+
+def measure(starts, weights, row, options):
+    """Adds to the row what sides that live side by side take; returns skd_jax's weights.
+
+    Args:
+      starts: {name: options of its `Side`}.
+      weights: of skd_jax, which PyTorch starts from; None where it is among these sides.
+    """
+    with contextlib.ExitStack() as stack:
+        sides = {name: stack.enter_context(Side(**start)) for name, start in starts.items()}
+        for name, side in sides.items():
+            row["devices"][name] = side.facts["device"]
+            row["rows"][name] = side.facts.get("rows", [])
+            row["exact"] = row.get("exact", row["dtype"] == "float32") and side.facts["exact"]
+            if name == "skd_jax":
+                row["macs"], row["kept"][name] = side.facts["macs"], side.facts["kept"]
+                if not options.no_torch and not options.memory:
+                    weights = side("weights")[1]
+            if starts[name]["side"] == "torch":
+                side("load", weights)
+            row["losses"][name] = side("losses", COMPARED_STEPS)[1]
+            row["memory"][name] = side("memory")[1]
+        check_losses(row["model"], row["losses"], row["exact"])
+        if options.memory:
+            return weights
+        row["times"] |= race(sides, options.rounds, options.seconds)
+        measured = () if options.no_peak else ("skd_jax", "PyTorch, channels_last_3d")
+        for name in (name for name in measured if name in sides):
+            row["peak_flops"][name] = sides[name]("peak", row["dtype"], options.peak)[1]
+    return weights
 
 
 def summary(row):
@@ -514,6 +547,8 @@ def print_row(row):
             f"{step_flops(row) / seconds / 1e9:9.0f} GFLOP/s {said}  "
             f"{seconds / row['seconds']['skd_jax']:5.2f} x"
         )
+    for name, reason in row["failed"].items():
+        print(f"  {name:28}    failed: {reason}")
     for name, found in row["memory"].items():
         if found:
             print(f"  memory, {name:28}{_mebibytes(found):>18}")
@@ -529,11 +564,15 @@ COLUMNS += ("clips/s", "utilisation", "PyTorch's", "memory", "with remat")
 def table(rows):
     """All rows as one markdown table, lowerings that were forced in columns of their own."""
     forced = [f"skd_jax, {name}" for name in LOWERINGS]
-    forced = [name for name in forced if any(name in row["seconds"] for row in rows)]
+    forced = [
+        name for name in forced if any(name in row["seconds"] | row["failed"] for row in rows)
+    ]
     columns = (*COLUMNS, *(name.removeprefix("skd_jax, ") for name in forced))
     lines = [columns, ["---"] * 4 + ["---:"] * (len(columns) - 4)]
     for row in rows:
         seconds, peer = row["seconds"], row["peer"]
+        failed = dict.fromkeys(row["failed"], "failed")
+        peer_failed = "failed" if any(name.startswith("PyTorch") for name in failed) else ""
         ours = seconds.get("skd_jax")
         ratio = ""
         if peer:
@@ -546,13 +585,13 @@ def table(rows):
                 f"{row['clips']} of {row['frames']}x{row['crop']}x{row['crop']}",
                 row["method"],
                 row["dtype"],
-                _milliseconds(ours),
-                _milliseconds(seconds.get(peer)),
+                failed.get("skd_jax") or _milliseconds(ours),
+                _milliseconds(seconds.get(peer)) or peer_failed,
                 ratio,
                 f"{row['clips'] / ours:.1f}" if ours else "",
                 *("" if share is None else f"{share:.1%}" for share in shares),
                 *(_mebibytes(row["memory"].get(name)) for name in ("skd_jax", "remat")),
-                *(_milliseconds(seconds.get(name)) for name in forced),
+                *(failed.get(name) or _milliseconds(seconds.get(name)) for name in forced),
             ]
         )
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
@@ -634,7 +673,7 @@ def main(arguments=None):
         if rows:
             devices = sorted(set().union(*(row["devices"].values() for row in rows)))
             print(f"\n{'; '.join(devices)}\n\n{table(rows)}", flush=True)
-    return 0
+    return int(any(row["failed"] for row in rows))
 
 
 if __name__ == "__main__":

@@ -174,8 +174,9 @@ def sample_test(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The K uniformly spaced clips times C crops that a video is judged by.
 
-    Clips are spaced evenly from the first possible start to the last, crops from one end of the
-    long side to the other; a single one sits in the middle.
+    Clips are spaced evenly from the first possible start to the last, starts rounded down as in
+    torchvision's UniformClipSampler; crops from one end of the long side to the other. A single
+    clip or crop sits in the middle.
 
     Args:
       num_frames: frames stored, 1 or more; a video shorter than a clip starts at 0 and loops.
@@ -190,7 +191,8 @@ def sample_test(
     Returns:
       frames int32 (K*C, T), window int32 (K*C, 4); all crops of a clip stand together.
     """
-    starts = _spread(max(num_frames - span(frames, stride), 0), clips)
+    room = max(num_frames - span(frames, stride), 0)
+    starts = room * np.arange(clips) // (clips - 1) if clips > 1 else _spread(room, 1)
     clip = ((starts[:, None] + stride * np.arange(frames)) % num_frames).astype(np.int32)
     short = min(height, width)
     side = min(max(1, round(fraction * short)), short)

@@ -59,9 +59,10 @@ def over_time_alone(convolution: Convolution) -> bool:
 TABLE = (
     # backend, convolutions, lowering
     ("cpu", one_kernel_per_channel, "depthwise"),
-    ("cpu", pointwise, "matmul"),
     ("cpu", onednn_computes, "direct"),
+    ("cpu", pointwise, "matmul"),
     ("cpu", over_time_alone, "temporal"),
+    # With several groups "plain" is up to a fifth quicker, but XLA does not compile all of its gradients.
     ("cpu", every, "folded"),
     ("gpu", every, "plain"),  # not measured yet
     ("tpu", every, "plain"),  # not measured yet
@@ -103,7 +104,7 @@ FORWARD_FORMS = (
 CLIP_GRADIENT_FORMS = ((strided_in_space, "phased"), (every, "side_by_side"))
 
 # Features from which the written kernel gradient pays; below, its many small products and copies
-# cost more than they save (the demo's whole loop ran 1.25 times slower with them).
+# cost more than they save (benchmarks/cpu_steps.md).
 WRITTEN_FROM = 64
 
 

@@ -47,6 +47,7 @@ def row(**changes):
         "macs": 10**9,
         "times": times,
         "peak_flops": {"skd_jax": 480e9, "PyTorch": 96e9},
+        "failed": {},
         "memory": {"skd_jax": (3 * 2**20, "peak"), "remat": (2**20, "peak")},
         "rows": {"skd_jax, mixed": ["chosen"]},
         "kept": {"skd_jax": 5 * 2**20},
@@ -240,6 +241,55 @@ def test_memory_alone(monkeypatch, capsys):
     assert lines[-1].endswith("| 2 MiB peak | 1 MiB peak |")
     kept = [line.split()[-3:] for line in lines if line.startswith("  kept, ")]
     assert kept == [["skd_jax", "4", "MiB"], ["remat", "3", "MiB"]]
+
+
+class Failing(Local):
+    """Sides without a device: `row`'s losses, and "folded" fails with batches of more than 4."""
+
+    def __init__(self, side, batch, lowering=None, remat=False, **_):
+        self._lowering = lowering
+        self.facts = {"device": "a GPU", "exact": True, "macs": 1, "kept": 2**20}
+        if batch > 8 or (remat and batch > 4):
+            raise train_step.SideFailed("XlaRuntimeError: RESOURCE_EXHAUSTED")
+
+    def __call__(self, name, *_):
+        if name == "steps" and self._lowering == "folded":
+            raise train_step.SideFailed("OutOfMemory: 3 GiB")
+        found = {"memory": (2**20, "planned"), "losses": [3, 2, 1], "peak": 1e9}
+        return 0.5, found.get(name)
+
+
+def test_what_does_not_fit_is_told_and_the_rest_measured(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(train_step, "Side", Failing)
+    monkeypatch.setattr(train_step.importlib.util, "find_spec", lambda _: True)
+    monkeypatch.setattr(train_step.machine, "versions", lambda *_: {})
+    path = tmp_path / "rows.json"
+    arguments = "--models r3d_10 --methods supervised --shapes 2x16x16x4 2x16x16x16 2x16x16x8 "
+    arguments += f"--apart --rounds 1 --lowerings folded mixed --json {path}"
+    assert train_step.main(arguments.split()) == 1
+    out = capsys.readouterr().out
+    assert "failed: OutOfMemory: 3 GiB" in out and "failed: XlaRuntimeError" in out
+    heads, _, *lines = (line for line in out.splitlines() if line.startswith("| "))
+    rows = [
+        dict(zip(heads.split(" | "), line.strip("| ").split(" | "), strict=False)) for line in lines
+    ]
+    assert len(rows) == 3
+    for row, timed in zip(rows, (True, False, True), strict=True):
+        assert row["skd_jax"].endswith(" ms") == timed
+        assert row["skd_jax"] == "failed" or row["PyTorch"].endswith(" ms")
+    first, second, third = json.loads(path.read_text())["rows"]
+    assert set(first["failed"]) == {"skd_jax, folded"} and first["ratio"] == 1
+    assert set(first["times"]) == {"skd_jax", "skd_jax, mixed", "PyTorch"} | {
+        "PyTorch, channels_last_3d"
+    }
+    assert set(second["failed"]) == {"skd_jax"} and second["times"] == {}
+    assert set(third["failed"]) == {"skd_jax, folded", "remat"}
+
+
+def test_a_process_that_is_gone_is_a_failed_side(monkeypatch):
+    monkeypatch.setattr(train_step, "serve", print)  # ends at once, without a word
+    with pytest.raises(train_step.SideFailed, match="its process ended with status 0"):
+        train_step.Side("jax")
 
 
 def test_a_side_answers_until_it_is_told_to_end(monkeypatch):

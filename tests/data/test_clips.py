@@ -195,6 +195,10 @@ def test_test_clips_and_crops_span_the_video():
     assert frames[::3].tolist() == [[0, 3, 6, 9], [45, 48, 51, 54], [90, 93, 96, 99]]
     assert window[:3].tolist() == [[8, 0, 112, 112], [8, 30, 112, 112], [8, 60, 112, 112]]
     assert (frames[0] == frames[2]).all() and (window[0] == window[3]).all()
+    for room, starts in ((9, [0, 2, 4, 6, 9]), (11, [0, 2, 5, 8, 11]), (34, [0, 8, 17, 25, 34])):
+        # torch.linspace(0, room, 5).floor(): torchvision's UniformClipSampler.
+        frames, _ = sample_test(room + 4, 128, 172, frames=4, stride=1, clips=5)
+        assert frames[:, 0].tolist() == starts
     # A portrait video is cropped from top to bottom, a single clip and crop lie in the middle.
     _, portrait = sample_test(100, 172, 128, frames=4, stride=3, crops=3, fraction=0.875)
     assert portrait[:, :2].tolist() == [[0, 8], [30, 8], [60, 8]]

@@ -52,7 +52,10 @@ class Preprocessing:
     crops: int | None = None
 
 
-# Presets and `_docs` of the weights: 5 clips of 16 frames at 15 per second, for S3D 1 of 128.
+# Presets and `_docs` of the weights: 5 clips of 16 frames at 15 per second, for S3D 1 of 128. Where torchvision
+# does otherwise: its single clip is the first one, here the middle one; it leaves out videos shorter than a clip,
+# which loop here; it repeats frames of videos slower than 15 per second, and of those whose rate is no multiple
+# of 15 drops the last frame where it stands for less than a fifteenth of a second.
 _TORCHVISION = Preprocessing(
     mean=(0.43216, 0.394666, 0.37645),
     std=(0.22803, 0.22145, 0.216989),
