@@ -37,8 +37,10 @@ class SKDSRL(base.Method):
     project's choice. lambda_sim, two clips of a video and views apart were kept or chosen by a sweep
     on the validation videos of configs/ucf101_tiny.py (docs/results/ucf101_tiny_sweep.md, two to four
     seeds): lambda_sim 0.5 and the same clip twice were behind, what lies between 0 and 0.2, the views
-    together and lambda_kd 1 at T 4 with T^2 differ by less than seeds do, and of the settings with
-    four seeds 0.05 has the highest mean. SimSiam's zero-initialised residual blocks are not
+    together, lambda_kd 1 or 3 at T 4 with T^2, and these with ramp_up 0.5 differ by less than seeds
+    do, and of the settings with four seeds 0.05 has the highest mean. How little that tells: lambda_kd
+    1 at T 4 stood first with two seeds, 0.665, and with four, the same two among them, near the end,
+    0.569, after a change of how convolutions round and of where test clips start. SimSiam's zero-initialised residual blocks are not
     used: the network is the one that supervision trains.
 
     Attributes:
