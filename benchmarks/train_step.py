@@ -373,7 +373,8 @@ class Side:
 
     def __call__(self, name, *arguments):
         os.kill(self._process.pid, signal.SIGCONT)
-        self._connection.send((name, arguments))
+        with contextlib.suppress(OSError):  # it may be gone: the answer says so
+            self._connection.send((name, arguments))
         seconds, result = self._answer()
         # Threads of an idle pool may spin for a while, on the cores that the other side needs.
         os.kill(self._process.pid, signal.SIGSTOP)

@@ -40,8 +40,8 @@ class SKDSRL(base.Method):
     together, lambda_kd 1 or 3 at T 4 with T^2, and these with ramp_up 0.5 differ by less than seeds
     do, and of the settings with four seeds 0.05 has the highest mean. How little that tells: lambda_kd
     1 at T 4 stood first with two seeds, 0.665, and with four, the same two among them, near the end,
-    0.569, after a change of how convolutions round and of where test clips start. SimSiam's zero-initialised residual blocks are not
-    used: the network is the one that supervision trains.
+    0.569, after a change of how convolutions round and of where test clips start. SimSiam's
+    zero-initialised residual blocks are not used: the network is the one that supervision trains.
 
     Attributes:
       temperature: T, softens the labels that the views exchange.
