@@ -506,6 +506,14 @@ def _command(spec: Mapping[str, Any]) -> str:
     )
 
 
+def harness_command(arguments: Sequence[str]) -> str:
+    """The command as rows have it: without where one machine keeps its videos, see `--prepared`."""
+    told = list(arguments)
+    while any(found := [i for i, word in enumerate(told) if word.partition("=")[0] == "--root"]):
+        del told[found[0] : found[0] + (1 if "=" in told[found[0]] else 2)]
+    return shlex.join(["python", "-m", "benchmarks.accuracy", *told])
+
+
 def _prepare(arguments: argparse.Namespace, common: Mapping[str, Any]) -> None:
     if not arguments.root:
         return
@@ -588,7 +596,7 @@ def _run(arguments: argparse.Namespace) -> None:
         rounds = [
             [run for name, seed in part for run in planned([name], [seed])] for part in rounds
         ]
-    extra = {"harness": shlex.join(["python", "-m", "benchmarks.accuracy", *sys.argv[1:]])}
+    extra = {"harness": harness_command(sys.argv[1:])}
     failed = []
     for part in filter(None, rounds):
         failed += execute(

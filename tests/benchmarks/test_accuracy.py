@@ -431,6 +431,12 @@ def test_tuned_values_are_those_of_variants(tmp_path):
         accuracy.read_tuned(tmp_path / "none.json")
 
 
+@pytest.mark.parametrize("root", [["--root", "/home/me/my videos"], ["--root=/home/me"]])
+def test_rows_name_no_folder_of_videos(root):
+    told = accuracy.harness_command(["run", "--prepared", "p", *root, "--jobs", "2"])
+    assert told == "python -m benchmarks.accuracy run --prepared p --jobs 2"
+
+
 def test_settings_of_a_sweep():
     vary = ["method.lambda_sim=0,0.5", "clips.mode=same_clip"]
     assert accuracy.settings_of(vary, product=False) == [
