@@ -20,7 +20,8 @@ class Trained:
 
     Attributes:
       method: its `logits` classifies clips.
-      variables: the weights to use: the moving average where one was kept, else the raw ones.
+      variables: the weights to use, of the network that is deployed alone, as {collection: {"model":
+        tree}}: the moving average where one was kept, else the raw ones.
       raw_variables: the raw weights where `variables` are the average, else None.
       config: of the run.
       data: what the run says of its data.
@@ -71,8 +72,8 @@ def load(folder: Path, log: Callable[[str], None] = print) -> Trained:
     else:
         selection = "last checkpoint (no validation split)"
     checkpoints.close()
-    raw = checkpoint.variables(flat)
-    averaged = checkpoint.variables(flat, ema=True)
+    raw = _deployed(checkpoint.variables(flat))
+    averaged = _deployed(checkpoint.variables(flat, ema=True))
     has_average = bool(averaged["params"])
     _check_model(raw, method, config, f"{folder}/checkpoints/{step}")
     return Trained(
@@ -86,13 +87,19 @@ def load(folder: Path, log: Callable[[str], None] = print) -> Trained:
     )
 
 
+def _deployed(variables: PyTree) -> PyTree:
+    """Without what only the training method needs: projectors, branches, a self-teacher."""
+    return {
+        collection: {name: tree for name, tree in trees.items() if name == "model"}
+        for collection, trees in variables.items()
+    }
+
+
 def _check_model(variables: PyTree, method: Method, config: dict, source: str) -> None:
     crop = config["augment"]["crop"]
     shape = (1, config["clips"]["frames"], crop, crop, 3)
     wanted = jax.eval_shape(
         lambda: method.model.init(jax.random.key(0), jax.numpy.zeros(shape), train=False)
     )
-    found = {
-        collection: trees["model"] for collection, trees in variables.items() if "model" in trees
-    }
+    found = {c: trees["model"] for c, trees in variables.items() if "model" in trees}
     checkpoint.unflatten(checkpoint.flatten(found), wanted, source)

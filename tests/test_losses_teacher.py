@@ -148,7 +148,6 @@ def normal(x):
 FEATURES = {
     losses.hint: lambda s, t: np.square(s - t).mean((1, 2, 3, 4)),
     losses.normalised_hint: lambda s, t: np.square(normal(s) - normal(t)).mean((1, 2, 3, 4)),
-    losses.mean_response: lambda s, t: np.square(s.mean((1, 2, 3)) - t.mean((1, 2, 3))).mean(1),
 }
 
 

@@ -158,17 +158,21 @@ def test_predict_reports_a_bad_file_and_goes_on(trained, folder, cache, tmp_path
 
 
 @pytest.mark.parametrize("replicas", ["pmap", "shard_map"])
-def test_two_processes_agree_with_one(folder, cache, trained, replicas):
-    """A real two-process run of the demo: the same parameters within float tolerance."""
+@pytest.mark.parametrize("method,steps", [("skd_srl", 6), ("ps_kd", 9)])
+def test_two_processes_agree_with_one(folder, cache, trained, method, steps, replicas):
+    """A real two-process run of the demo: the same parameters within float tolerance.
+
+    PS-KD's table is divided between the processes, and read from the second epoch on, behind 6 steps.
+    """
     # SGD: Adam divides by small second moments, which makes rounding errors large.
-    changes = {"train__duration": "6 steps", "train__log_every": 1}
+    changes = {"train__duration": f"{steps} steps", "train__log_every": 1}
     changes |= {"optim__name": "sgd", "optim__learning_rate": 0.02, "train__replicas": replicas}
-    alone = folder / f"alone_{replicas}"
-    arguments = tiny.arguments(folder, **changes)
+    alone = folder / f"alone_{method}_{replicas}"
+    arguments = tiny.arguments(folder, method, **changes)
     status, output = tiny.run(f"--workdir={alone}", *arguments, **cache)
     assert status == 0, output
 
-    together = folder / f"together_{replicas}"
+    together = folder / f"together_{method}_{replicas}"
     processes = start_two(f"--workdir={together}", *arguments)
     outputs = [process.communicate(timeout=300)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], "\n".join(outputs)

@@ -5,11 +5,8 @@ with four fake CPU devices: python tests/test_parallel.py OUT.npz
 """
 
 import functools
-import os
-import subprocess
 import sys
 import time
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -18,6 +15,7 @@ import pytest
 
 from skd_jax import augment, checkpoint, evaluate, losses, methods, parallel, rows, step
 from skd_jax.errors import UserError
+from tests.devices import compare, outcome, part
 from tests.fakes import (
     Normed,
     cosine,
@@ -51,7 +49,7 @@ def train(name: str, sync: bool = True, steps: int = 2, method=None) -> tuple[di
     state = replicas.put(state)
     for number in range(steps):
         old = state
-        state, metrics = run(old, replicas.shard(pixel_batch(seed=number)))
+        state, metrics = run(old, replicas.shard(pixel_batch(seed=number, views=method.num_views)))
         # Their memory has become the new state's.
         assert all(leaf.is_deleted() for leaf in jax.tree.leaves(old))
     whole = state.replace(method_state={})  # tables are divided
@@ -117,36 +115,7 @@ def one() -> dict[str, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def four(tmp_path_factory) -> dict[str, np.ndarray]:
-    out = tmp_path_factory.mktemp("four") / "out.npz"
-    root = Path(__file__).resolve().parents[1]
-    environment = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
-        "JAX_PLATFORMS": "cpu",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-        "PYTHONPATH": str(root),
-    }
-    done = subprocess.run(
-        [sys.executable, __file__, str(out)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return dict(np.load(out))
-
-
-def part(values: dict, prefix: str) -> dict:
-    found = {k.removeprefix(prefix): v for k, v in values.items() if k.startswith(prefix)}
-    assert found
-    return found
-
-
-def compare(got: dict, want: dict, rtol: float = 1e-3, atol: float = 2e-5) -> None:
-    assert got.keys() == want.keys()
-    for name, value in want.items():
-        np.testing.assert_allclose(got[name], value, rtol=rtol, atol=atol, err_msg=name)
+    return outcome(__file__, tmp_path_factory.mktemp("four"))
 
 
 @pytest.mark.parametrize("name", ["pmap", "shard_map"])

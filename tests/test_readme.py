@@ -1,7 +1,10 @@
-"""What the README shows runs."""
+"""What the README shows runs, and what it and docs/ name is there."""
 
 import re
 
+import pytest
+
+from skd_jax import methods
 from tests import tiny
 
 
@@ -20,3 +23,11 @@ def test_every_file_and_config_it_names_is_there():
     named = set(re.findall(r"\b(?:configs|skd_jax|docs)/[\w/]+\.(?:py|png)", readme))
     assert "configs/demo.py" in named
     assert [name for name in sorted(named) if not (tiny.REPOSITORY / name).is_file()] == []
+
+
+@pytest.mark.parametrize("name", methods.names())
+def test_every_method_is_described_and_its_cost_given(name):
+    said = (tiny.REPOSITORY / "docs/methods.md").read_text()
+    assert re.findall(rf"^### {name}$", said, re.MULTILINE) == [f"### {name}"]
+    assert len(re.findall(rf"^\| `{name}` \|(?: [\d.,]+ \|){{3}}", said, re.MULTILINE)) == 1
+    assert f"`{name}`" in (tiny.REPOSITORY / "README.md").read_text()

@@ -46,6 +46,7 @@ def test_the_average_is_used_where_one_was_kept(folder):
     place, state = make_workdir(folder, "averaged", 0.5)
     trained = classifier.load(place)
     for got, factor in ((trained.variables, 2), (trained.raw_variables, 1)):
+        assert {name for trees in got.values() for name in trees} == {"model"}
         jax.tree.map(
             lambda a, b, factor=factor: np.testing.assert_array_equal(a, factor * b),
             got["params"]["model"],
@@ -66,6 +67,10 @@ def test_without_an_average_the_weights_are_the_raw_ones(folder):
         trained.variables["params"]["model"],
         dict(state.params["model"]),
     )
+    # SKD-SRL's projector and predictor stay in the checkpoint.
+    assert {"projector", "predictor"} <= state.params.keys()
+    for trees in trained.variables.values():
+        assert trees.keys() == {"model"}
     assert trained.selection == "last checkpoint (no validation split)"
     results = modes.run_evaluate(place, "", lambda _: None)
     assert results["weights"] == "raw" and "raw" not in results

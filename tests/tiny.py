@@ -48,12 +48,14 @@ def config(folder: Path, **changes) -> dict:
     return tree.to_dict()
 
 
-def arguments(folder: Path, **changes) -> list[str]:
-    """The same as command-line arguments."""
+def arguments(folder: Path, method: str = "skd_srl", **changes) -> list[str]:
+    """The same as command-line arguments, for any method."""
     paths = {"data.root": folder / "videos", "data.prepared": folder / "prepared"}
     changes = {key.replace("__", "."): value for key, value in changes.items()}
     values = {**_VALUES, **paths, **changes}
-    return ["--config=configs/demo.py", *(f"--config.{k}={v}" for k, v in values.items())]
+    if method != "skd_srl":
+        values = {key: value for key, value in values.items() if not key.startswith("method.")}
+    return [f"--config=configs/demo.py:{method}", *(f"--config.{k}={v}" for k, v in values.items())]
 
 
 def start(*args: str, **environment: str) -> subprocess.Popen:

@@ -26,7 +26,6 @@ from skd_jax.losses.contrastive import (
 from skd_jax.losses.features import (
     class_similarity,
     hint,
-    mean_response,
     normalised_hint,
     pool_to_common,
 )
@@ -68,7 +67,6 @@ __all__ = [
     "layer_attention",
     "masked_hint",
     "maximum_mean_discrepancy",
-    "mean_response",
     "noise_contrastive",
     "normalise",
     "normalised_hint",

@@ -67,23 +67,6 @@ def normalised_hint(student: chex.Array, teacher: chex.Array) -> chex.Array:
     return hint(normal(student), normal(teacher))
 
 
-def mean_response(student: chex.Array, teacher: chex.Array) -> chex.Array:
-    """Squared difference of the channels' means over T, H and W, the mean over channels.
-
-    The feature loss of softmax regression representation learning and of SRD (Yang et al., ICLR 2021,
-    "Knowledge distillation via softmax regression representation learning"; code of SRD).
-
-    Args:
-      student: (B, T, H, W, C) floats.
-      teacher: the same shape, a constant; T, H and W may differ.
-
-    Returns:
-      (B,) float32.
-    """
-    means = [x.astype(jnp.float32).mean(axis=(1, 2, 3)) for x in (student, teacher)]
-    return hint(*means)
-
-
 def class_similarity(maps: chex.Array, temperature: float = 1.0) -> chex.Array:
     """AICSD's inter-class similarity matrix of class maps, here over T, H and W.
 

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
@@ -175,7 +176,8 @@ class FRSKD(auxiliary.AuxiliaryMethod):
         per_clip = jnp.concatenate(
             [
                 sum(
-                    losses.attention_transfer(own, jax.lax.stop_gradient(refined))
+                    # Refined maps are rectified; a network with linear bottlenecks has others.
+                    losses.attention_transfer(nn.relu(own), jax.lax.stop_gradient(refined))
                     for own, refined in zip(student.maps, teacher.maps, strict=True)
                 )
                 for student, teacher in zip(students, teachers, strict=True)

@@ -8,15 +8,13 @@ import jax.numpy as jnp
 from skd_jax import losses
 from skd_jax.errors import UserError
 from skd_jax.methods.teacher_student import Connector, TeacherStudent
+from skd_jax.models.windows import average_windows
 from skd_jax.precision import EXACT
 
 
-def class_maps(maps, fc):
-    """The logits at each position: a map (B, T, H, W, C) through the linear classifier `fc`, float32.
-
-    Their mean over the positions are the logits of a network that pools this map and classifies.
-    """
-    logits = jnp.matmul(maps.astype(jnp.float32), fc["kernel"], precision=EXACT)
+def class_maps(features, fc):
+    """The linear classifier `fc` of features (..., C), such as a map's: logits (..., K), float32."""
+    logits = jnp.matmul(features.astype(jnp.float32), fc["kernel"], precision=EXACT)
     return logits + fc.get("bias", 0.0)
 
 
@@ -30,6 +28,15 @@ def check_pools_last_map(outputs, whose: str) -> None:
         )
 
 
+def pool_as(network, maps):
+    """A map (B, T, H, W, C) pooled as `network` pools its last one: the mean, or a mean over windows.
+
+    Returns:
+      (B, C) float32.
+    """
+    return average_windows(maps, getattr(network, "window", None)).mean(axis=(1, 2, 3))
+
+
 @dataclasses.dataclass(frozen=True)
 class SRD(TeacherStudent):
     """Semantic representation distillation: match the teacher's logits through its own classifier.
@@ -37,7 +44,7 @@ class SRD(TeacherStudent):
         h = c(f),  c: 1x1x1 convolution, BatchNorm, ReLU to the teacher's channels; f, g last maps
         L = CE + beta [ mean_k (fc'(pool h) - t)_k^2 + lambda_feature mean_c (pool h - pool g)_c^2 ]
 
-    with fc' the teacher's frozen classifier and t its logits. Yang et al., "Knowledge Distillation Meets
+    with fc' the teacher's frozen classifier, t its logits and pool as the teacher pools. Yang et al., "Knowledge Distillation Meets
     Open-Set Semi-Supervised Learning", IJCV 2024, by its code; the two terms are those of "softmax
     regression representation learning" (ICLR 2021). beta = 1; the code weighs the second term 1, and
     10 for ShuffleNetV1. Its unlabelled videos from elsewhere are left out.
@@ -58,11 +65,12 @@ class SRD(TeacherStudent):
     def terms(self, seen):
         connected = seen.made["connector"]
         judge = jax.lax.stop_gradient(seen.state["teacher"]["params"]["fc"])
-        judged = class_maps(connected, judge).mean(axis=(1, 2, 3))
+        pooled = pool_as(self.teacher, connected)
+        judged = class_maps(pooled, judge)
         return {
             "srd": (self.beta, losses.hint(judged, seen.teacher.logits).mean()),
             "feature": (
                 self.beta * self.lambda_feature,
-                losses.mean_response(connected, seen.teacher.maps[-1]).mean(),
+                losses.hint(pooled, seen.teacher.embedding).mean(),
             ),
         }, seen.state

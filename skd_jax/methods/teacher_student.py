@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from skd_jax import losses
+from skd_jax import losses, mixing
 from skd_jax.errors import UserError
 from skd_jax.methods import base, diagnostics
 from skd_jax.models import Outputs
@@ -127,7 +127,9 @@ class TeacherStudent(base.Method):
         return jax.lax.stop_gradient(outputs)
 
     def loss(self, variables, batch, state, rng, progress, axis_name):
-        clips = turned(batch["clips"][:, 0]) if self.num_turns > 1 else batch["clips"]
+        clips = batch["clips"]
+        if self.num_turns > 1:
+            clips = mixing.rotate(clips[:, 0]).reshape(-1, self.num_turns, *clips.shape[2:])
         outputs, model_stats = base.classifier_views(
             self, variables, clips, together=True, rng=rng, axis_name=axis_name, maps=True
         )
@@ -161,14 +163,6 @@ class TeacherStudent(base.Method):
             right = diagnostics.accuracy(teacher.logits[:: self.num_turns, None], batch["label"])
             metrics["teacher_top1"] = right
         return loss, (metrics, stats, state)
-
-
-def turned(clips: chex.Array) -> chex.Array:
-    """Clips (B, T, S, S, 3) as (B, 4, T, S, S, 3): turned by 0, 90, 180 and 270 degrees.
-
-    Counter-clockwise in the plane of height and width, all frames alike, as `torch.rot90(x, k)`.
-    """
-    return jnp.stack([jnp.rot90(clips, k, axes=(2, 3)) for k in range(4)], axis=1)
 
 
 class Connector(nn.Module):

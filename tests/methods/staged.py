@@ -14,12 +14,13 @@ BATCH = float_batch(videos=6, views=1, shape=(2, 4, 4, 3))
 
 
 class Staged(nn.Module):
-    """Three 1x1x1 layers with BatchNorm and ReLU; the second halves H and W, the third T, H and W."""
+    """Three 1x1x1 layers with BatchNorm and, if `rectified`, ReLU; the second halves H and W, the third T, H and W."""
 
     num_classes: int = 4
     channels: tuple[int, ...] = (3, 4, 5)
     dtype: Any = jnp.float32
     axis_name: str | None = None
+    rectified: bool = True
 
     @nn.compact
     def __call__(self, clips, train: bool = False):
@@ -34,7 +35,8 @@ class Staged(nn.Module):
                 axis_name=self.axis_name,
                 name=f"bn{i + 1}",
             )
-            x = nn.relu(norm(x))
+            x = norm(x)
+            x = nn.relu(x) if self.rectified else x
             maps.append(x)
         embedding = jnp.mean(x, axis=(1, 2, 3), dtype=jnp.float32)
         return Outputs(nn.Dense(self.num_classes, name="fc")(embedding), embedding, tuple(maps))

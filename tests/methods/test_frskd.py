@@ -49,6 +49,21 @@ def transfer(own, refined):
     )
 
 
+def test_attention_is_of_what_is_active():
+    """Of a network whose maps have negative values too, such as MobileNetV2's linear bottlenecks."""
+    model = Staged(channels=(3, 4), rectified=False)
+    method = create(model)
+    variables = init(method)
+    _, (metrics, _, _) = run(method, variables)
+    student = one_pass(model, variables, "model", BATCH["clips"][:, 0])
+    refined = one_pass(BIFPN, variables, "bifpn", student.maps)
+    assert all((x < -0.1).any() for x in student.maps)
+    active = [np.maximum(x, 0) for x in student.maps]
+    np.testing.assert_allclose(
+        metrics["loss_at"], POSITIONS * transfer(active, refined.maps), rtol=1e-3
+    )
+
+
 def passes(variables, clips, bifpn=BIFPN):
     """Both networks' outputs for clips of one view."""
     student = one_pass(MODEL, variables, "model", clips)

@@ -11,15 +11,19 @@ import pytest
 from skd_jax import losses, methods, parallel, step
 from skd_jax.errors import UserError
 from skd_jax.methods import base, teacher_student
+from skd_jax.models.csn import CSN
 from skd_jax.models.renormalised import Renormalised, renormalised
 from tests.fakes import (
     Linear,
     kl,
     log_softmax,
     quick_compilation,  # noqa: F401  a fixture
+    variables_of,
 )
 from tests.methods import teachers
 from tests.methods.teachers import BATCH, STUDENT, TEACHER, both, create, start, term_gradients
+from tests.models.families import draw
+from tests.models.test_windows import average, linear
 
 NAMES = [name for name in methods.names() if methods.takes_teacher(name)]
 PLAIN = ("at", "fitnet", "icsd", "kd", "nfd", "pkt", "rkd", "sp", "srd")
@@ -104,6 +108,29 @@ def parts(name, variables, state, student, teacher):
     pair = [which(x).astype(np.float32) for x in (student, teacher)]
     scale = 1 if name == "rkd" else teachers.VIDEOS
     return {term: scale * np.float64(loss(*pair)) for term, loss in relation.items()}
+
+
+def test_srd_pools_as_the_teacher_does():
+    """Its windows, 2 x 3 x 3 of 4 x 5 x 7 positions, weigh the border less; the student's map is larger."""
+    teacher = CSN(num_classes=4, stage_sizes=(1,), width=0.0625, window=(2, 3, 3))
+    clips = np.random.default_rng(0).normal(size=(2, 1, 4, 20, 28, 3)).astype(np.float32)
+    given = {"clips": clips, "label": np.array([1, 3]), "index": np.arange(2)}
+    method = create("srd", teacher=teacher)
+    variables, state = variables_of(method, clips[:1, 0]), {"teacher": draw(teacher, clips[:, 0])}
+    _, (metrics, _, _) = jax.jit(lambda v: teachers.loss(method, v, state, given))(variables)
+    own = {collection: trees["model"] for collection, trees in variables.items()}
+    maps = teachers.outputs(STUDENT, own, clips[:, 0], True).maps[-1]
+    taught = teachers.outputs(teacher, state["teacher"], clips[:, 0], False)
+    assert maps.shape[1:4] == (4, 10, 14) and taught.maps[-1].shape[1:4] == (4, 5, 7)
+    pooled = [
+        average(x, (2, 3, 3)).mean((1, 2, 3))
+        for x in (connected(variables, "connector", maps, relu=True), taught.maps[-1])
+    ]
+    judged = linear(pooled[0], state["teacher"]["params"]["fc"])
+    want = np.square(judged - taught.logits).mean()
+    np.testing.assert_allclose(metrics["loss_srd"], want, rtol=1e-3)
+    want = np.square(pooled[0] - pooled[1]).mean()
+    np.testing.assert_allclose(metrics["loss_feature"], want, rtol=1e-3)
 
 
 def weights(method):

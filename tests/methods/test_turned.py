@@ -4,7 +4,6 @@ import jax
 import numpy as np
 import pytest
 
-from skd_jax.methods import teacher_student
 from tests.fakes import (
     kl,
     log_softmax,
@@ -25,15 +24,6 @@ def pair(variables, state):
 
 def cross_entropy(logits, labels):
     return -np.take_along_axis(log_softmax(logits), labels[:, None], 1).mean()
-
-
-def test_clips_are_turned_counter_clockwise_in_the_plane_of_the_frame():
-    clip = np.zeros((1, 2, 3, 3, 3), np.float32)
-    clip[0, 1, 0, 2] = 1.0  # top right, in the second frame
-    turned = np.asarray(teacher_student.turned(clip))
-    places = [tuple(np.argwhere(turned[0, k])[0][:3]) for k in range(4)]
-    assert places == [(1, 0, 2), (1, 0, 0), (1, 2, 0), (1, 2, 2)]
-    np.testing.assert_array_equal(teacher_student.turned(BATCH["clips"][:, 0]), TURNED)
 
 
 def mlp(params, x):
