@@ -35,7 +35,7 @@ class SKDSRL(base.Method):
     separate BatchNorm passes, the predictor and its constant learning rate are SimSiam's habits. The
     narrow projector and the predictor's bottleneck of a quarter of it (SimSiam's share) are this
     project's choice. lambda_sim, two clips of a video and views apart were kept or chosen by a sweep
-    on the validation videos of configs/ucf101_tiny.py (docs/results/ucf101_tiny_sweep.md, two to four
+    on the validation videos of configs/ucf101_tiny.py (docs/results/ucf101_tiny_20_epochs_sweep.md, two to four
     seeds): lambda_sim 0.5 and the same clip twice were behind, what lies between 0 and 0.2, the views
     together, lambda_kd 1 or 3 at T 4 with T^2, and these with ramp_up 0.5 differ by less than seeds
     do, and of the settings with four seeds 0.05 has the highest mean. How little that tells: lambda_kd
