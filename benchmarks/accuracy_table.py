@@ -151,8 +151,8 @@ def summarise(rows: Sequence[Row], baselines: Sequence[str], **options: Any) -> 
 
     Returns:
       [{"variant", "method", "seeds", "test", "test_sd", "validation", "step_seconds", "clips_seen",
-      "teachers", "teacher_clips", view statistics with "_sd" of the agreement and the cosine,
-      "settings_from", "against": {baseline: paired_interval or None}}, ...], best first. "teachers" are
+      "teachers", "teacher_clips", view statistics with "_sd" and "_higher" (see `_higher`, against the
+      first baseline) of the agreement and the cosine, "settings_from", "against": {baseline: paired_interval or None}}, ...], best first. "teachers" are
       the (variant, seed) of the runs that taught, "teacher_clips" the clips that such a run has
       seen, None where its row is absent.
     """
@@ -161,7 +161,7 @@ def summarise(rows: Sequence[Row], baselines: Sequence[str], **options: Any) -> 
         name: {seed: correctness(row) for seed, row in runs.items()}
         for name, runs in variants.items()
     }
-    entries = []
+    entries, first = [], next(iter(baselines), "")
     for name, runs in variants.items():
 
         def mean(key, runs=runs):
@@ -189,6 +189,10 @@ def summarise(rows: Sequence[Row], baselines: Sequence[str], **options: Any) -> 
                 else None,
                 **{k: mean(k) for k in ("view_agreement", "view_cosine", "between_cosine")},
                 **{f"{k}_sd": deviation(k) for k in ("view_agreement", "view_cosine")},
+                **{
+                    f"{k}_higher": _higher(runs, variants.get(first, {}), k)
+                    for k in ("view_agreement", "view_cosine")
+                },
                 "settings_from": " and ".join(sorted({r["settings_from"] for r in runs.values()})),
                 "against": {
                     baseline: paired_interval(right[name], right[baseline], **options)
@@ -232,8 +236,9 @@ def markdown(
             _spread(e, "test"),
             *(_difference(e["against"][name]) for name in shown),
             f"{e['validation']:.3f}",
-            _spread(e, "view_agreement"),
-            f"{_spread(e, 'view_cosine')} / {e['between_cosine']:.3f}",
+            _spread(e, "view_agreement") + _at_seeds(e, "view_agreement"),
+            f"{_spread(e, 'view_cosine')} / {e['between_cosine']:.3f}"
+            + _at_seeds(e, "view_cosine"),
             f"{e['clips_seen']:,.0f}" + _teacher_clips(e),
             f"{e['step_seconds'] / reference['step_seconds']:.2f}"
             if reference
@@ -255,6 +260,22 @@ def settings_tried(rows: Sequence[Row]) -> dict[str, int]:
 def _spread(entry: Mapping[str, Any], key: str) -> str:
     deviation = entry[f"{key}_sd"]
     return f"{entry[key]:.3f}" + ("" if deviation is None else f" ± {deviation:.3f}")
+
+
+def _higher(
+    runs: Mapping[int, Row], others: Mapping[int, Row], key: str
+) -> tuple[float, int] | None:
+    """(seeds at which a value is above the other variant's, a tie half; seeds of both), or None."""
+    seeds = runs.keys() & others.keys()
+    if not seeds or runs == others:
+        return None
+    signs = [np.sign(runs[seed][key] - others[seed][key]) for seed in seeds]
+    return float(sum((1 + sign) / 2 for sign in signs)), len(seeds)
+
+
+def _at_seeds(entry: Mapping[str, Any], key: str) -> str:
+    found = entry[f"{key}_higher"]
+    return f", higher at {found[0]:g} of {found[1]}" if found else ""
 
 
 def _settings(entry: Mapping[str, Any], tried: Mapping[str, int]) -> str:
@@ -307,6 +328,11 @@ def _caption(
             "Agreement (the same top-1 class) and cosine of the embeddings are those of two clips of "
             "a test video, over all pairs of the clips that it is evaluated by; the second cosine is that "
             "of clips of different videos."
+            + (
+                f" Higher: than that of {reference['variant']} with the same seed."
+                if reference
+                else ""
+            )
         ),
         *_said_of_settings(entries, tried),
         *_said_of_teachers(rows, entries),

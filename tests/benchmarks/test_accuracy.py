@@ -177,10 +177,27 @@ def test_table():
     assert ours[against[1]].startswith("+0.200 [") and ours[against[1]].endswith("ahead at 1 of 1")
     assert two[against[0]] == "" and two[against[1]].startswith("+0.100 [")
     assert [each["time of a step"] for each in cells.values()] == ["2.00", "1.00", "1.00"]
-    assert two["views agree"] == "0.800 ± 0.000" and one["views agree"] == "0.800"
+    assert two["views agree"] == "0.800 ± 0.000"
+    assert one["views agree"] == "0.800, higher at 0.5 of 1"
     assert two["cosine within / between videos"] == "0.900 ± 0.000 / 0.500"
     assert "1,600 clips seen" in caption and "5 groups" in caption
     assert caption.endswith("Made on Some CPU, 2 cores, at 0123456.")
+
+
+def test_the_table_counts_the_seeds_at_which_views_agree_more():
+    rows = [
+        *(row("supervised_2v", seed, 0.5) for seed in range(3)),
+        *(
+            row("skd_srl", seed, 0.4, view_agreement=value, view_cosine=0.8)
+            for seed, value in enumerate((0.9, 0.8, 0.7, 0.95))
+        ),
+    ]
+    cells, caption = table(rows)
+    agree, cosine = "views agree", "cosine within / between videos"
+    assert cells["skd_srl"][agree] == "0.838 ± 0.111, higher at 1.5 of 3"
+    assert cells["skd_srl"][cosine] == "0.800 ± 0.000 / 0.500, higher at 0 of 3"
+    assert "higher" not in cells["supervised_2v"][agree]
+    assert "Higher: than that of supervised_2v with the same seed." in caption
 
 
 def test_the_table_says_where_hyper_parameters_come_from():
