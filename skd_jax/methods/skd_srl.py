@@ -34,14 +34,13 @@ class SKDSRL(base.Method):
     authors' earlier method (code of "Teaching Yourself", IEEE Access 2021). Stopped soft labels,
     separate BatchNorm passes, the predictor and its constant learning rate are SimSiam's habits. The
     narrow projector and the predictor's bottleneck of a quarter of it (SimSiam's share) are this
-    project's choice. lambda_sim, two clips of a video and views apart were kept or chosen by a sweep
-    on the validation videos of configs/ucf101_tiny.py (docs/results/ucf101_tiny_20_epochs_sweep.md, two to four
-    seeds): lambda_sim 0.5 and the same clip twice were behind, what lies between 0 and 0.2, the views
-    together, lambda_kd 1 or 3 at T 4 with T^2, and these with ramp_up 0.5 differ by less than seeds
-    do, and of the settings with four seeds 0.05 has the highest mean. How little that tells: lambda_kd
-    1 at T 4 stood first with two seeds, 0.665, and with four, the same two among them, near the end,
-    0.569, after a change of how convolutions round and of where test clips start. SimSiam's
-    zero-initialised residual blocks are not used: the network is the one that supervision trains.
+    project's choice. lambda_sim, two clips of a video and views apart were kept or chosen by sweeps
+    on the validation videos of configs/ucf101_tiny.py (docs/results/: ucf101_tiny_20_epochs_sweep.md,
+    two to four seeds a setting, and ucf101_tiny_sweep.md at the 40 epochs of now, two seeds). They tell
+    little: lambda_sim 0.5 was behind in both, the same clip twice in the first; lambda_sim from 0 to
+    0.2, the views together, lambda_kd 1 or 3 at T 4 with T^2, and these with ramp_up 0.5 differ by
+    less than seeds do. SimSiam's zero-initialised residual blocks are not used: the network is the one
+    that supervision trains.
 
     Attributes:
       temperature: T, softens the labels that the views exchange.
