@@ -2,9 +2,6 @@
 
 import dataclasses
 
-import jax
-import jax.numpy as jnp
-
 from skd_jax import losses
 from skd_jax.methods.srd import check_pools_last_map, class_maps
 from skd_jax.methods.teacher_student import TeacherStudent
@@ -48,5 +45,4 @@ class ICSD(TeacherStudent):
         theirs = class_maps(seen.teacher.maps[-1], seen.state["teacher"]["params"]["fc"])
         pair = losses.pool_to_common(own, theirs)
         matrices = [losses.class_similarity(maps, self.map_temperature) for maps in pair]
-        difference = jnp.square(matrices[0] - jax.lax.stop_gradient(matrices[1]))
-        return {"icsd": (self.beta, difference.mean())}, seen.state
+        return {"icsd": (self.beta, losses.hint(*matrices).mean())}, seen.state
