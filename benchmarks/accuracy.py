@@ -19,8 +19,8 @@ Hyper-parameters are those of `configs` and the methods' defaults; `SETTINGS_FRO
 from. `--tuned FILE` names others: {"skd_srl": {"method.lambda_sim": 0.5}}; they should come from `sweep`,
 which trains with seeds of its own, looks at the validation videos alone and leaves the test split where it
 is. Validation videos are groups held out of the training list. A run's checkpoint is the best on them, and
-the test videos are used once, for that checkpoint. The results of a sweep that lie beside those of the runs,
-FILE_sweep.jsonl beside FILE.jsonl, tell the table how many settings were tried.
+the test videos are used once, for that checkpoint. The results of sweeps that lie beside those of the runs,
+FILE_sweep.jsonl and FILE_..._sweep.jsonl beside FILE.jsonl, tell the table how many settings were tried.
 
 `--set data.in_memory=True` holds the frames of a small data set in memory, decoded once; it needs no
 TensorFlow, once the data set is prepared.
@@ -609,19 +609,19 @@ def _run(arguments: argparse.Namespace) -> None:
         )
     if failed:
         raise UserError(f"{len(failed)} runs failed; the same command goes on with them")
-    if arguments.mode == "sweep":
-        text = accuracy_table.sweep_markdown(read_rows(arguments.results))
-        _write(arguments.results.with_suffix(".md"), text)
-    else:
-        _table(arguments.results, BASELINES)
+    _table(arguments.results, BASELINES)
 
 
 def _table(results: Path, baselines: Sequence[str]) -> None:
     rows = read_rows(results)
     if not rows:
         raise UserError(f"{results} holds no finished run")
-    sweep = read_rows(results.with_name(results.stem + "_sweep.jsonl"))
-    text = accuracy_table.markdown(rows, baselines, accuracy_table.settings_tried(sweep))
+    if all("setting" in row for row in rows):  # of a sweep
+        _write(results.with_suffix(".md"), accuracy_table.sweep_markdown(rows))
+        return
+    sweeps = sorted(results.parent.glob(f"{results.stem}*_sweep.jsonl"))
+    swept = [row for path in sweeps for row in read_rows(path)]
+    text = accuracy_table.markdown(rows, baselines, accuracy_table.settings_tried(swept))
     _write(results.with_suffix(".md"), text)
     accuracy_table.plot_points(rows, results.with_suffix(".png"), baselines[0])
     accuracy_table.plot_validation(

@@ -249,12 +249,31 @@ def markdown(
 
 
 def settings_tried(rows: Sequence[Row]) -> dict[str, int]:
-    """{method: how many different settings} among the rows of a sweep."""
+    """{method: how many different settings} among the rows of sweeps; the same at two lengths is one."""
     found: dict[str, set[str]] = {}
-    for row in rows:
-        values = {key: value for key, value in row["settings"].items() if key != "train.seed"}
+    for row, values in zip(rows, _filled(rows), strict=True):
+        values = {k: v for k, v in values.items() if not k.startswith(("train.", "optim."))}
         found.setdefault(row["method"], set()).add(json.dumps(values, sort_keys=True))
     return {method: len(settings) for method, settings in found.items()}
+
+
+def _filled(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """The settings of each row but the seed; a key that came later was at its default, as elsewhere."""
+    defaults: dict[tuple[str, str], Any] = {}
+    for row in rows:
+        for key, value in row["settings"].items():
+            if key not in row["setting"]:
+                defaults.setdefault((row["variant"], key), value)
+    filled = []
+    for row in rows:
+        missing = {
+            key: value
+            for (variant, key), value in defaults.items()
+            if variant == row["variant"] and key not in row["settings"]
+        }
+        filled.append({**missing, **row["settings"]})
+        filled[-1].pop("train.seed", None)
+    return filled
 
 
 def _spread(entry: Mapping[str, Any], key: str) -> str:
@@ -295,6 +314,8 @@ def _difference(interval: Mapping[str, float] | None) -> str:
     if interval is None:
         return ""
     low, high, wins = (interval[key] for key in ("low", "high", "wins"))
+    if interval["seeds"] < 2:  # an interval would leave out how seeds differ
+        return f"{interval['difference']:+.3f}, one seed"
     return (
         f"{interval['difference']:+.3f} [{low:+.3f}, {high:+.3f}], "
         f"ahead at {wins:g} of {interval['seeds']}"
@@ -411,30 +432,39 @@ def _said_of_commits(rows: Sequence[Row]) -> str:
 
 
 def sweep_markdown(rows: Sequence[Row]) -> str:
-    """Settings tried on validation, best first.
+    """Settings tried on validation, best first; those of two commits stand apart.
 
     Args:
-      rows: with "variant", "setting" {dotted key: value}, "seed", "validation_top1" (of the best checkpoint) and
-        "validation_late" (mean of the last evaluations, which no choice has favoured).
+      rows: with "variant", "setting" {dotted key: value}, "settings" (all values of the config), "commits",
+        "seed", "validation_top1" (of the best checkpoint) and "validation_late" (mean of the last
+        evaluations, which no choice has favoured).
     """
-    found: dict[str, list[Row]] = {}
-    several = len({row["variant"] for row in rows}) > 1
-    for row in rows:
-        name = ", ".join(f"{key}={value}" for key, value in sorted(row["setting"].items()))
-        name = f"{row['variant']}: {name or 'defaults'}" if several else name or "defaults"
-        found.setdefault(name, []).append(row)
-    lines = [_line(["setting", "seeds", "late validation top-1", "best validation top-1"])]
-    lines.append(_line(["---", "---:", "---:", "---:"]))
+    filled = _filled(rows)
+    values: dict[tuple[str, str], set[str]] = {}
+    for row, settings in zip(rows, filled, strict=True):
+        for key, value in settings.items():
+            values.setdefault((row["variant"], key), set()).add(json.dumps(value))
+    found: dict[tuple[str, str], list[Row]] = {}
+    for row, settings in zip(rows, filled, strict=True):
+        shown = (key for key in sorted(settings) if len(values[row["variant"], key]) > 1)
+        name = ", ".join(f"{key.removeprefix('method.')}={settings[key]}" for key in shown)
+        label = f"{row['variant']}: {name}" if name else row["variant"]
+        commits = ", ".join(c["commit"][:7] or "unknown" for c in row.get("commits", []))
+        found.setdefault((label, commits or "unknown"), []).append(row)
+    head = ["variant and setting", "commit", "seeds", "late validation top-1"]
+    lines = [_line([*head, "best validation top-1"])]
+    lines.append(_line(["---", "---", "---:", "---:", "---:"]))
 
     def mean(key):
         return lambda runs: statistics.fmean(row[key] for row in runs)
 
     late = mean("validation_late")
-    for name, runs in sorted(found.items(), key=lambda item: -late(item[1])):
-        values = [row["validation_late"] for row in runs]
-        deviation = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
+    for (name, commits), runs in sorted(found.items(), key=lambda item: -late(item[1])):
+        tops = [row["validation_late"] for row in runs]
+        deviation = f" ± {statistics.stdev(tops):.3f}" if len(tops) > 1 else ""
         best = mean("validation_top1")(runs)
-        lines.append(_line([name, str(len(runs)), f"{late(runs):.3f}{deviation}", f"{best:.3f}"]))
+        seeds = ", ".join(str(seed) for seed in sorted(row["seed"] for row in runs))
+        lines.append(_line([name, commits, seeds, f"{late(runs):.3f}{deviation}", f"{best:.3f}"]))
     return "\n".join([*lines, ""])
 
 

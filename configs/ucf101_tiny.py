@@ -12,8 +12,8 @@ def get_config(method: str = "skd_srl"):
     config.data.frame_size = 45
     config.data.in_memory = True
     config.augment.crop = 40
-    # Two-view supervision gained between 20 and 40 epochs and lost between 40 and 80, on validation:
-    # docs/results/ucf101_tiny_budget.md.
+    # Two-view supervision gained between 20 and 40 epochs and lost between 40 and 80, on validation, with
+    # both of two seeds: docs/results/ucf101_tiny_budget.md.
     config.train.duration = "40 epochs"
     # Evaluations of the raw weights differed by up to a tenth from one to the next, of the averaged ones (with
     # BatchNorm's statistics averaged too) by a few hundredths.

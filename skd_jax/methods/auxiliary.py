@@ -67,8 +67,7 @@ class AuxiliaryMethod(base.Method):
         return {}
 
     def init(self, rng, clips):
-        model_rng, *keys = jax.random.split(rng, 1 + len(self.auxiliaries(None)))
-        trees = {"model": self.model.init({"params": model_rng}, clips, train=False)}
+        trees = {"model": self.model.init({"params": rng}, clips, train=False)}
 
         def outputs(module, variables, inputs):
             # Only shapes are needed: no forward pass is compiled for them.
@@ -76,7 +75,8 @@ class AuxiliaryMethod(base.Method):
             return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
         done = {"model": outputs(self.model, trees["model"], clips)}
-        for (name, (module, reads)), key in zip(self.auxiliaries(None).items(), keys, strict=True):
+        for i, (name, (module, reads)) in enumerate(self.auxiliaries(None).items()):
+            key = jax.random.fold_in(rng, i)
             trees[name] = module.init({"params": key}, reads(done), train=False)
             done[name] = outputs(module, trees[name], reads(done))
         return base.nest(trees)

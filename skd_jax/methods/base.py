@@ -93,6 +93,9 @@ class Method:
     def init(self, rng: chex.PRNGKey, clips: chex.Array) -> PyTree:
         """Initial variables.
 
+        The classifier begins alike in all methods with the same key, so that runs of one seed can be
+        compared in pairs; networks beside it have keys of their own, folded in.
+
         Args:
           rng: key.
           clips: (B, T, H, W, 3) floats, one view; only the shape matters.

@@ -145,12 +145,13 @@ class _Dictionary(SRM):
     fixed = ("model",)
 
     def init(self, rng, clips):
-        model_rng, rng = jax.random.split(rng)
         self._students(_shapes(self.model))  # what stage 2 would miss is told now
         return base.nest(
             {
-                "model": self.model.init({"params": model_rng}, clips, train=False),
-                "dictionary": self._init_dictionaries(rng, self._teachers(self._teacher_shapes())),
+                "model": self.model.init({"params": rng}, clips, train=False),
+                "dictionary": self._init_dictionaries(
+                    jax.random.fold_in(rng, 0), self._teachers(self._teacher_shapes())
+                ),
             }
         )
 
@@ -201,11 +202,12 @@ class _Student(SRM):
         return tuple(f"model/{name}" for name in _behind(self.model, self._students))
 
     def init(self, rng, clips):
-        model_rng, rng = jax.random.split(rng)
         return base.nest(
             {
-                "model": self.model.init({"params": model_rng}, clips, train=False),
-                "coder": self._init_dictionaries(rng, self._students(_shapes(self.model))),
+                "model": self.model.init({"params": rng}, clips, train=False),
+                "coder": self._init_dictionaries(
+                    jax.random.fold_in(rng, 0), self._students(_shapes(self.model))
+                ),
             }
         )
 

@@ -107,8 +107,7 @@ class TeacherStudent(base.Method):
     def init(self, rng, clips):
         if self.teacher is None:
             raise UserError("this method learns from a teacher; give `teacher`, its network")
-        model_rng, rng = jax.random.split(rng)
-        trees = {"model": self.model.init({"params": model_rng}, clips, train=False)}
+        trees = {"model": self.model.init({"params": rng}, clips, train=False)}
         apply = [
             lambda m=module: m.init_with_output({"params": rng}, clips, train=False)[0]
             for module in (self.model, self.teacher)

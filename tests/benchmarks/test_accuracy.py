@@ -174,8 +174,9 @@ def test_table():
     assert ours["test top-1"] == "0.700 ± 0.100" and one["test top-1"] == "0.400"
     against = "against supervised_2v [95 %]", "against supervised [95 %]"
     assert ours[against[0]].startswith("+0.100 [") and ours[against[0]].endswith("ahead at 3 of 3")
-    assert ours[against[1]].startswith("+0.200 [") and ours[against[1]].endswith("ahead at 1 of 1")
-    assert two[against[0]] == "" and two[against[1]].startswith("+0.100 [")
+    # One seed says nothing of how seeds differ: no interval.
+    assert ours[against[1]] == "+0.200, one seed"
+    assert two[against[0]] == "" and two[against[1]] == "+0.100, one seed"
     assert [each["time of a step"] for each in cells.values()] == ["2.00", "1.00", "1.00"]
     assert two["views agree"] == "0.800 ± 0.000"
     assert one["views agree"] == "0.800, higher at 0.5 of 1"
@@ -216,12 +217,18 @@ def test_the_table_says_where_hyper_parameters_come_from():
 
 
 def test_settings_tried_are_counted_once():
+    def swept(method, seed=100, **settings):
+        settings = {f"method.{key}": value for key, value in settings.items()}
+        everything = settings | {"train.seed": seed, "train.duration": f"{seed} steps"}
+        return {"method": method, "variant": method, "setting": {}, "settings": everything}
+
     rows = [
-        {"method": "skd_srl", "settings": {"method.lambda_sim": value, "train.seed": seed}}
+        swept("skd_srl", seed, lambda_sim=value)
         for value in (0.2, 0.5, 0.2)  # the default may come twice
         for seed in (100, 101)
     ]
-    rows.append({"method": "ddgsd", "settings": {"train.seed": 100}})
+    rows.append(swept("skd_srl", lambda_sim=0.2, ramp_up=0.0))  # an option that came later
+    rows.append(swept("ddgsd"))
     assert accuracy_table.settings_tried(rows) == {"skd_srl": 2, "ddgsd": 1}
     assert accuracy_table.settings_tried([]) == {}
 
@@ -283,18 +290,48 @@ def test_a_run_that_is_there_twice_is_told():
 
 
 def test_sweep_table_is_ordered_by_what_no_choice_has_favoured():
+    """With all that differs, asked for or not, and apart by the commits."""
+
+    def swept(setting, seed, late, commit="0123456789", **settings):
+        return {
+            "variant": "skd_srl",
+            "setting": setting,
+            "settings": {"method.a": 0, "method.b": 0, **settings, **setting, "train.seed": seed},
+            "seed": seed,
+            "validation_top1": 0.9,
+            "validation_late": late,
+            "commits": [{"commit": commit, "uncommitted": False}],
+        }
+
     rows = [
-        {"setting": {"a": 1}, "seed": s, "validation_top1": 0.9, "validation_late": 0.5 + s / 10}
-        for s in range(2)
-    ] + [{"setting": {}, "seed": 0, "validation_top1": 0.8, "validation_late": 0.7}]
-    rows = [{"variant": "skd_srl", **row} for row in rows]
-    lines = accuracy_table.sweep_markdown(rows).splitlines()
-    assert lines[2].startswith("| defaults | 1 | 0.700 | 0.800")
-    assert lines[3].startswith("| a=1 | 2 | 0.550 ± 0.071 | 0.900")
-    other = {**rows[-1], "variant": "ddgsd", "validation_late": 0.1}
-    lines = accuracy_table.sweep_markdown([*rows, other]).splitlines()
-    assert lines[2].startswith("| skd_srl: defaults | 1 | 0.700")
-    assert lines[4].startswith("| ddgsd: defaults | 1 | 0.100")
+        *(swept({"method.a": 1}, seed, 0.5 + seed / 10) for seed in range(2)),
+        swept({}, 0, 0.7),
+        swept({"method.a": 1}, 0, 0.8, commit="abcdef0123"),
+        swept({"method.a": 1}, 0, 0.2, **{"method.b": 3}),  # a default that was another then
+    ]
+    del rows[3]["settings"]["method.b"]  # not there yet
+    del rows[0]["commits"]
+    lines = accuracy_table.sweep_markdown(rows).splitlines()[2:]
+    assert lines == [
+        "| skd_srl: a=1, b=0 | abcdef0 | 0 | 0.800 | 0.900 |",
+        "| skd_srl: a=0, b=0 | 0123456 | 0 | 0.700 | 0.900 |",
+        "| skd_srl: a=1, b=0 | 0123456 | 1 | 0.600 | 0.900 |",
+        "| skd_srl: a=1, b=0 | unknown | 0 | 0.500 | 0.900 |",
+        "| skd_srl: a=1, b=3 | 0123456 | 0 | 0.200 | 0.900 |",
+    ]
+    rows[0]["commits"] = rows[1]["commits"]
+    both = "| skd_srl: a=1, b=0 | 0123456 | 0, 1 | 0.550 ± 0.071 | 0.900 |"
+    assert both in accuracy_table.sweep_markdown(rows)
+    alone = [{**rows[2], "variant": "supervised_2v"}]
+    assert "| supervised_2v | 0123456 | 0 |" in accuracy_table.sweep_markdown(alone)
+
+
+def test_the_table_of_a_sweeps_file_is_the_sweeps(tmp_path):
+    row = {"variant": "a", "setting": {}, "settings": {}, "seed": 0}
+    row |= {"validation_top1": 0.5, "validation_late": 0.4}
+    accuracy.append_row(tmp_path / "s.jsonl", row)
+    accuracy.main(["table", "--results", str(tmp_path / "s.jsonl")])
+    assert "| a | unknown | 0 | 0.400 | 0.500 |" in (tmp_path / "s.md").read_text()
 
 
 # --- budgets and plans ---
@@ -417,7 +454,7 @@ def test_a_sweep_trains_teachers_first_and_none_uses_the_test_videos(data, tmp_p
     teachers = [spec["workdir"] for _, spec in begun[:2]]
     assert [spec["overrides"]["method.teacher"] for _, spec in begun[2:]] == 2 * teachers
     assert begun[0][1]["settings"]["model.width"] == 0.5
-    assert "| kd: method.temperature=2 | 1 | 0.500" in results.with_suffix(".md").read_text()
+    assert "| kd: temperature=2.0 | unknown | 100 | 0.500" in results.with_suffix(".md").read_text()
     rows = accuracy.read_rows(results)
     assert len(rows) == 6 and rows[2]["teacher"] == ["teacher", 0]
     # The count goes to the table of the results that the sweep's lie beside.

@@ -69,6 +69,17 @@ def test_a_step_keeps_the_structure_and_leaves_the_supervised_classifier(name):
     assert programs[0] == programs[1]
 
 
+@pytest.mark.parametrize("name", methods.names())
+def test_runs_of_one_seed_begin_with_the_same_classifier(name):
+    final, clips = create(name), jnp.zeros((1, *CLIP))
+    wanted = methods.create("supervised", MODEL).init(jax.random.key(3), clips)["params"]["model"]
+    for method in (*(stage.method for stage in final.earlier_stages), final):
+        found = method.init(jax.random.key(3), clips)["params"]
+        jax.tree.map(np.testing.assert_array_equal, found["model"], wanted)
+        beside = [x for name, tree in found.items() for x in jax.tree.leaves(tree)]
+        assert {x.dtype for x in beside} == {np.dtype("float32")}
+
+
 # One of each kind always, the rest with -m slow.
 RUN = ("skd_srl", "ps_kd", "bake", "crd", "srd")
 
