@@ -100,6 +100,10 @@ VARIANTS = {
     "supervised_long": Variant("supervised", longer=True),
     "skd_srl_labels": Variant("skd_srl", {"method.lambda_sim": 0.0}),
     "skd_srl_similarity": Variant("skd_srl", {"method.lambda_kd": 0.0}),
+    # Soft labels about as strong as DDGSD's; chosen for that, before any of its test results.
+    "skd_srl_t4": Variant(
+        "skd_srl", {"method.lambda_kd": 1.0, "method.temperature": 4.0, "method.scale_by_t2": True}
+    ),
     # Teaching Yourself on top, with that method's own weight.
     "skd_srl_past": Variant("skd_srl", {"method.past_teacher": 0.1}),
     "teacher": Variant("supervised", {"method.views": 2, "model.width": 0.5}),
