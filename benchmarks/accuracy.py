@@ -512,9 +512,9 @@ def _command(spec: Mapping[str, Any]) -> str:
 
 def harness_command(arguments: Sequence[str]) -> str:
     """The command as rows have it: without where one machine keeps its videos, see `--prepared`."""
-    told = list(arguments)
-    while any(found := [i for i, word in enumerate(told) if word.partition("=")[0] == "--root"]):
-        del told[found[0] : found[0] + (1 if "=" in told[found[0]] else 2)]
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--root")
+    _, told = parser.parse_known_args(arguments)
     return shlex.join(["python", "-m", "benchmarks.accuracy", *told])
 
 

@@ -152,9 +152,9 @@ def summarise(rows: Sequence[Row], baselines: Sequence[str], **options: Any) -> 
     Returns:
       [{"variant", "method", "seeds", "test", "test_sd", "validation", "step_seconds", "clips_seen",
       "teachers", "teacher_clips", view statistics with "_sd" and "_higher" (see `_higher`, against the
-      first baseline) of the agreement and the cosine, "settings_from", "against": {baseline: paired_interval or None}}, ...], best first. "teachers" are
-      the (variant, seed) of the runs that taught, "teacher_clips" the clips that such a run has
-      seen, None where its row is absent.
+      first baseline) of the agreement and the cosine, "settings_from", "against": {baseline:
+      paired_interval or None}}, ...], best first. "teachers" are the (variant, seed) of the runs that
+      taught, "teacher_clips" the clips that such a run has seen, None where its row is absent.
     """
     variants = by_variant(rows)
     right = {
@@ -191,6 +191,8 @@ def summarise(rows: Sequence[Row], baselines: Sequence[str], **options: Any) -> 
                 **{f"{k}_sd": deviation(k) for k in ("view_agreement", "view_cosine")},
                 **{
                     f"{k}_higher": _higher(runs, variants.get(first, {}), k)
+                    if name != first
+                    else None
                     for k in ("view_agreement", "view_cosine")
                 },
                 "settings_from": " and ".join(sorted({r["settings_from"] for r in runs.values()})),
@@ -286,7 +288,7 @@ def _higher(
 ) -> tuple[float, int] | None:
     """(seeds at which a value is above the other variant's, a tie half; seeds of both), or None."""
     seeds = runs.keys() & others.keys()
-    if not seeds or runs == others:
+    if not seeds:
         return None
     signs = [np.sign(runs[seed][key] - others[seed][key]) for seed in seeds]
     return float(sum((1 + sign) / 2 for sign in signs)), len(seeds)

@@ -1,4 +1,4 @@
-"""Four fake CPU devices, which only a process that starts with them has."""
+"""Fake CPU devices, which only a process that starts with them has."""
 
 import os
 import subprocess
@@ -8,24 +8,29 @@ from pathlib import Path
 import numpy as np
 
 
-def outcome(script: str, folder: Path) -> dict[str, np.ndarray]:
-    """What a test file, run as a script with four devices, writes: python SCRIPT OUT.npz."""
-    out = folder / "out.npz"
-    environment = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+def run(script: str, *arguments: str, devices: int, **environment: str) -> str:
+    """What a test file prints that is run as a script with so many devices; fails if it does."""
+    environment |= {
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
         "JAX_PLATFORMS": "cpu",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
         "PYTHONPATH": str(Path(__file__).resolve().parents[1]),
     }
     done = subprocess.run(
-        [sys.executable, script, str(out)],
-        env=environment,
+        [sys.executable, script, *arguments],
+        env=os.environ | environment,
         capture_output=True,
         text=True,
         timeout=600,
         check=False,
     )
     assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def outcome(script: str, folder: Path) -> dict[str, np.ndarray]:
+    """What such a file writes with four devices: python SCRIPT OUT.npz."""
+    out = folder / "out.npz"
+    run(script, str(out), devices=4, JAX_DISABLE_MOST_OPTIMIZATIONS="1")
     return dict(np.load(out))
 
 

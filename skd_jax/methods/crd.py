@@ -24,8 +24,8 @@ class CRD(TeacherStudent):
     the same video, Z set once, by the first batch of all replicas. The memories hold a unit vector for
     each training video, by its row in the split; after a step the rows of the batch move towards their
     new vectors, m old + (1 - m) new, made unit again; before, they are the same random vectors in every
-    run, whatever its seed. Defaults: T 0.07, 16384 negatives, 128 features,
-    m 0.5, beta 0.8 and no L_kd, as the authors' code.
+    run, whatever its seed. Defaults: T 0.07, 16384 negatives, 128 features, m 0.5, beta 0.8 and no
+    L_kd, as the authors' code.
 
     Chosen here: the negatives are drawn anew in every step, uniformly and with replacement, one set
     for all anchors of a replica, as drawing and fetching them for each would cost B times as much;

@@ -31,9 +31,9 @@ class HSAKD(TeacherStudent):
     its channels and its stride (one at stride 1 on the last), then pooling and a linear layer; the
     authors repeat all blocks of these stages. They train the b_l first; here they learn in the same
     run, on stopped maps, and teach after `head_share` of the steps, normalised by the batch as they
-    learn (the authors' by running statistics). Both networks need as many
-    stages. Of classes that a turn changes into one another ("up" and "left") two joint labels look
-    alike, which only the surroundings tell apart: the branches can then teach little.
+    learn (the authors' by running statistics). Both networks need as many stages. Of classes that a
+    turn changes into one another ("up" and "left") two joint labels look alike, which only the
+    surroundings tell apart: the branches can then teach little.
 
     Attributes:
       lambda_kd: weight of the last KL, of all turned clips.

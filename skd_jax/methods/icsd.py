@@ -3,7 +3,7 @@
 import dataclasses
 
 from skd_jax import losses
-from skd_jax.methods.srd import check_pools_last_map, class_maps
+from skd_jax.methods.srd import check_pools_last_map, linear_logits
 from skd_jax.methods.teacher_student import TeacherStudent
 
 
@@ -41,8 +41,8 @@ class ICSD(TeacherStudent):
         return {}
 
     def terms(self, seen):
-        own = class_maps(seen.student.maps[-1], seen.variables["params"]["model"]["fc"])
-        theirs = class_maps(seen.teacher.maps[-1], seen.state["teacher"]["params"]["fc"])
+        own = linear_logits(seen.student.maps[-1], seen.variables["params"]["model"]["fc"])
+        theirs = linear_logits(seen.teacher.maps[-1], seen.state["teacher"]["params"]["fc"])
         pair = losses.pool_to_common(own, theirs)
         matrices = [losses.class_similarity(maps, self.map_temperature) for maps in pair]
         return {"icsd": (self.beta, losses.hint(*matrices).mean())}, seen.state

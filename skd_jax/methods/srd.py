@@ -12,7 +12,7 @@ from skd_jax.models.windows import average_windows
 from skd_jax.precision import EXACT
 
 
-def class_maps(features, fc):
+def linear_logits(features, fc):
     """The linear classifier `fc` of features (..., C), such as a map's: logits (..., K), float32."""
     logits = jnp.matmul(features.astype(jnp.float32), fc["kernel"], precision=EXACT)
     return logits + fc.get("bias", 0.0)
@@ -44,10 +44,11 @@ class SRD(TeacherStudent):
         h = c(f),  c: 1x1x1 convolution, BatchNorm, ReLU to the teacher's channels; f, g last maps
         L = CE + beta [ mean_k (fc'(pool h) - t)_k^2 + lambda_feature mean_c (pool h - pool g)_c^2 ]
 
-    with fc' the teacher's frozen classifier, t its logits and pool as the teacher pools. Yang et al., "Knowledge Distillation Meets
-    Open-Set Semi-Supervised Learning", IJCV 2024, by its code; the two terms are those of "softmax
-    regression representation learning" (ICLR 2021). beta = 1; the code weighs the second term 1, and
-    10 for ShuffleNetV1. Its unlabelled videos from elsewhere are left out.
+    with fc' the teacher's frozen classifier, t its logits and pool as the teacher pools. Yang et al.,
+    "Knowledge Distillation Meets Open-Set Semi-Supervised Learning", IJCV 2024, by its code; the two
+    terms are those of "softmax regression representation learning" (ICLR 2021). beta = 1; the code
+    weighs the second term 1, and 10 for ShuffleNetV1. Its unlabelled videos from elsewhere are left
+    out.
 
     Attributes:
       beta: weight of both terms.
@@ -66,7 +67,7 @@ class SRD(TeacherStudent):
         connected = seen.made["connector"]
         judge = jax.lax.stop_gradient(seen.state["teacher"]["params"]["fc"])
         pooled = pool_as(self.teacher, connected)
-        judged = class_maps(pooled, judge)
+        judged = linear_logits(pooled, judge)
         return {
             "srd": (self.beta, losses.hint(judged, seen.teacher.logits).mean()),
             "feature": (

@@ -5,7 +5,6 @@ As a script this file compiles the steps and prints what it read: python tests/b
 
 import functools
 import json
-import os
 import subprocess
 import sys
 
@@ -15,6 +14,7 @@ import pytest
 from benchmarks import pod_cost, scaling
 from benchmarks.collectives import collectives
 from skd_jax import augment, methods, optim, parallel, step
+from tests import devices
 from tests.fakes import Normed, pixel_batch
 from tests.tiny import REPOSITORY
 
@@ -63,21 +63,7 @@ def read(name: str, method_name: str, sync: bool) -> dict:
 
 @pytest.fixture(scope="module")
 def compiled() -> dict:
-    environment = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
-        "JAX_PLATFORMS": "cpu",
-        "PYTHONPATH": str(REPOSITORY),
-    }
-    done = subprocess.run(
-        [sys.executable, __file__],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return dict(zip(CASES, json.loads(done.stdout), strict=True))
+    return dict(zip(CASES, json.loads(devices.run(__file__, devices=2)), strict=True))
 
 
 @pytest.mark.parametrize("case", CASES[:3])

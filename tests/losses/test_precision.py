@@ -29,7 +29,7 @@ PRODUCTS = {
     "sskd": lambda x: losses.turned_similarity(jnp.stack([x] * 4, axis=1)).sum(),
     "icsd": lambda x: losses.class_similarity(MAPS * x[0]).sum(),
     "resize": lambda x: losses.resize_mean(MAPS * x[0], (1, 2, 3)).sum(),
-    "srd": lambda x: srd.class_maps(MAPS * x[0], {"kernel": x.T}).sum(),
+    "srd": lambda x: srd.linear_logits(MAPS * x[0], {"kernel": x.T}).sum(),
     "srm": lambda x: sparse(MAPS * x[0]),
 }
 

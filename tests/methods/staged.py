@@ -14,7 +14,7 @@ BATCH = float_batch(videos=6, views=1, shape=(2, 4, 4, 3))
 
 
 class Staged(nn.Module):
-    """Three 1x1x1 layers with BatchNorm and, if `rectified`, ReLU; the second halves H and W, the third T, H and W."""
+    """Three 1x1x1 layers with BatchNorm and ReLU (if `rectified`); the second halves H and W, the third T too."""
 
     num_classes: int = 4
     channels: tuple[int, ...] = (3, 4, 5)
