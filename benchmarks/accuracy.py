@@ -9,8 +9,9 @@
 Recipe: that of the config file. Budget: clips seen = training steps x videos of a batch x clips of each. The
 config's batch and duration are those of two clips of a video; every method takes as many steps with as
 many clips in each, so one that sees a single clip of a video takes twice the videos at a time. Warm-up,
-evaluations and all else that the config counts in epochs happen at the same steps. Clips of a video's
-partner of the same class count, turned or mixed copies of a clip do not, nor does what a frozen teacher costs
+evaluations and all else that the config counts in epochs happen at the same steps (a method in stages gives
+each its share of the steps). So one-view supervision has twice the videos in a step of its
+BatchNorm. Clips of a video's partner of the same class count, though CS-KD learns nothing from their labels; turned or mixed copies of a clip do not, nor does what a frozen teacher costs
 beyond its forward pass; the stages of a method share the one budget. "supervised_long" spends it on
 twice the steps instead, with the config's own number of videos. The table has what a step costs in time,
 and the clips that a teacher has seen before.
@@ -345,11 +346,15 @@ def read_tuned(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def append_row(path: Path, row: Mapping[str, Any]) -> None:
-    """Adds a row; what stood there stays whole whenever this is killed."""
+    """Adds a row at the end, on a line of its own even after one that a kill has cut.
+
+    In one write, so that several commands may share a file.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_text("".join(json.dumps(each) + "\n" for each in [*read_rows(path), row]))
-    os.replace(part, path)
+    with path.open("a+b", buffering=0) as file:
+        file.seek(max(file.seek(0, os.SEEK_END) - 1, 0))
+        cut = file.read() not in (b"", b"\n")
+        file.write((b"\n" if cut else b"") + json.dumps(row).encode() + b"\n")
 
 
 def left_to_do(runs: Iterable[Run], rows: Sequence[Mapping[str, Any]]) -> list[Run]:
@@ -409,6 +414,9 @@ def execute(
         slot = slots.get()
         label = _label(run.variant, run.seed, run.facts.get("setting"))
         try:
+            if not left_to_do([run], read_rows(results)):
+                log(f"there   {label}, by another command meanwhile")
+                return
             log(f"start   {label}")
             row = {**run.facts, **(extra or {}), **start(run, slot)}
             with lock:
@@ -496,8 +504,12 @@ def _key(row: Mapping[str, Any]) -> str:
 
 
 def _command(spec: Mapping[str, Any]) -> str:
-    """What trains the same with main.py; it ends with the same test accuracy."""
-    values = {k: v for k, v in spec["overrides"].items() if k not in ("train.threads",)}
+    """What trains the same with main.py; on as many cores it ends with the same test accuracy."""
+    hyper_parameters = {
+        k: v for k, v in spec["settings"].items() if k.startswith("method.") and k != "method.name"
+    }
+    values = hyper_parameters | spec["overrides"]
+    values.pop("train.threads", None)
     values["data.prepared"] = os.path.relpath(values["data.prepared"])
     return shlex.join(
         [

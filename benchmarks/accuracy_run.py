@@ -6,10 +6,8 @@ A process of its own, so that it can be killed and started again: it goes on fro
 `data.in_memory=True` the videos' frames are decoded once, and TensorFlow need not be there.
 """
 
-import importlib.metadata
 import importlib.util
 import json
-import platform
 import re
 import statistics
 import subprocess
@@ -23,7 +21,7 @@ import jax
 import numpy as np
 
 from benchmarks import machine
-from benchmarks.accuracy_table import view_statistics
+from benchmarks.accuracy_table import view_values
 from skd_jax import (
     augment,
     classifier,
@@ -45,7 +43,6 @@ _CODE = ("benchmarks", "configs", "main.py", "skd_jax")
 _REPOSITORY = Path(__file__).resolve().parents[1]
 _UNKNOWN = {"commit": "", "uncommitted": None}
 _LATE = 5  # last evaluations of which the mean is taken
-_PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "tensorflow")
 
 
 def load_config(path: str, method: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
@@ -130,7 +127,7 @@ def _train(folder: Path, spec: Mapping[str, Any], log) -> dict[str, Any] | None:
         **speed([*stages.folders(folder), folder]),
         **({"stages": stages.last_metrics(folder)} if stages.folders(folder) else {}),
         "device": device(),
-        "versions": _versions(),
+        "versions": modes.versions(),
         "commits": commits,
         "settings": spec["settings"],
     }
@@ -227,7 +224,8 @@ def test_of(trained: classifier.Trained) -> dict[str, Any]:
 
     Returns:
       test_top1; test_correct {group: "0110..."}, a character for each video of the group in the order of
-      their ids; and `view_statistics` over the clips of each video.
+      their ids; test_views, of each video likewise, {name: {group: [value, ...]}} of
+      `accuracy_table.view_values`; and their means under the names alone.
     """
     config = trained.config
     split = prepared.load_split(trained.data["prepared"], "test")
@@ -258,30 +256,28 @@ def test_of(trained: classifier.Trained) -> dict[str, Any]:
     assert np.array_equal(np.sort(index), np.arange(len(split)))
     probabilities = np.asarray(jax.nn.softmax(logits)).mean(1)
     right = probabilities.argmax(1) == label
+    ids, views = [str(split.ids[i]) for i in index], view_values(logits, embedding)
+    flags = by_group(ids, np.where(right, "1", "0"))
     return {
         "test_top1": float(right.mean()),
-        "test_correct": by_group([str(split.ids[i]) for i in index], right),
-        **view_statistics(logits, embedding),
+        "test_correct": {group: "".join(each) for group, each in flags.items()},
+        "test_views": {name: by_group(ids, each.round(4)) for name, each in views.items()},
+        **{name: float(each.mean()) for name, each in views.items()},
     }
 
 
-def by_group(ids: list[str], right: np.ndarray) -> dict[str, str]:
-    """{group: "0110..."}; the group of "Punch/v_Punch_g01_c02" is "v_Punch_g01", of others the id."""
-    found: dict[str, list[str]] = {}
-    for name, hit in sorted(zip(ids, right.tolist(), strict=True)):
+def by_group(ids: list[str], values: np.ndarray) -> dict[str, list]:
+    """{group: values in the order of the ids}.
+
+    Args:
+      ids: of N videos; the group of "Punch/v_Punch_g01_c02" is "v_Punch_g01", of others the id.
+      values: (N,).
+    """
+    found: dict[str, list] = {}
+    for name, value in sorted(zip(ids, values.tolist(), strict=True)):
         in_group = re.fullmatch(r"(?:.*/)?([^/]+_g\d+)_c\d+", name)
-        found.setdefault(in_group.group(1) if in_group else name, []).append("1" if hit else "0")
-    return {group: "".join(flags) for group, flags in found.items()}
-
-
-def _versions() -> dict[str, str]:
-    versions = {"python": platform.python_version()}
-    for name in _PACKAGES:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return versions
+        found.setdefault(in_group.group(1) if in_group else name, []).append(value)
+    return found
 
 
 def main() -> None:

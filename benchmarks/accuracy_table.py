@@ -17,21 +17,24 @@ import numpy as np
 
 Row = Mapping[str, Any]
 LEVEL = 0.95
+_VIEWS = ("view_agreement", "view_cosine", "between_cosine")
+_MARGIN = "margin"  # of the cosine within a video over that between videos
 RESAMPLES = 20_000
 
 
-def view_statistics(logits: np.ndarray, embedding: np.ndarray) -> dict[str, float]:
-    """How far the views of a video agree; all means over the videos.
+def view_values(logits: np.ndarray, embedding: np.ndarray) -> dict[str, np.ndarray]:
+    """How far the views of each video agree.
 
     Args:
       logits: (N, V, K), N and V at least 2.
       embedding: (N, V, D).
 
     Returns:
-      view_agreement: share of the pairs of views of a video with the same top-1 class.
-      view_cosine: cosine of their embeddings.
-      between_cosine: cosine of embeddings of different videos, over all such pairs of views; what a
-        view_cosine must be seen against, since a collapsed network has 1 in both.
+      {name: (N,) float64}:
+      view_agreement: share of the pairs of the video's views with the same top-1 class.
+      view_cosine: mean cosine of the embeddings of such a pair.
+      between_cosine: mean cosine of an embedding of the video and one of another; what a view_cosine
+        must be seen against, since a collapsed network has 1 in both.
     """
     videos, views = logits.shape[:2]
     if videos < 2 or views < 2:
@@ -43,12 +46,11 @@ def view_statistics(logits: np.ndarray, embedding: np.ndarray) -> dict[str, floa
     unit = unit / np.maximum(np.linalg.norm(unit, axis=-1, keepdims=True), 1e-12)
     of_video = unit.sum(1)
     inside = (of_video**2).sum(-1)  # of the V^2 pairs of each video
-    everything = (of_video.sum(0) ** 2).sum()
     own = (unit**2).sum((1, 2))  # V, but where an embedding is zero
     return {
-        "view_agreement": float(1 - ((1 - same) * pairs).mean()),
-        "view_cosine": float(((inside - own) / (views * (views - 1))).mean()),
-        "between_cosine": float((everything - inside.sum()) / (views**2 * videos * (videos - 1))),
+        "view_agreement": 1 - (1 - same) * pairs,
+        "view_cosine": (inside - own) / (views * (views - 1)),
+        "between_cosine": (of_video @ of_video.sum(0) - inside) / (views**2 * (videos - 1)),
     }
 
 
@@ -60,6 +62,11 @@ def correctness(row: Row) -> dict[str, np.ndarray]:
     }
 
 
+def views_of(row: Row, name: str) -> dict[str, np.ndarray]:
+    """{test group: value for each of its videos} of a run, of a name of `view_values`."""
+    return {group: np.array(each) for group, each in row["test_views"][name].items()}
+
+
 def paired_interval(
     first: Mapping[int, Mapping[str, np.ndarray]],
     second: Mapping[int, Mapping[str, np.ndarray]],
@@ -67,7 +74,7 @@ def paired_interval(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> dict[str, float]:
-    """Difference of two methods' test top-1, with a bootstrap interval over seeds and test groups.
+    """Difference of two methods on the test videos, with a bootstrap interval over seeds and test groups.
 
     Each resample draws seeds with replacement from those that both methods have, and, independently,
     groups of test videos, which are videos of one source and no independent examples. The
@@ -86,14 +93,15 @@ def paired_interval(
     it is mostly conservative, and too short where hardly anything but the seeds makes runs differ.
 
     Args:
-      first, second: {seed: {group: (videos,) correctness}}; the groups are the same in all.
+      first, second: {seed: {group: (videos,) values, such as correctness}}; the groups are the same in
+        all.
       level: of the interval.
       resamples: number of them.
       seed: of the resampling.
 
     Returns:
-      difference, low, high (of first - second, in [-1, 1]), seeds, and wins, the seeds at which the
-      first is ahead (a tie is half).
+      difference, low, high (of first - second, of a video on average), seeds, and wins, the seeds at
+      which the first is ahead (a tie is half).
 
     Raises:
       ValueError: no seed in common, or other test videos.
@@ -151,15 +159,24 @@ def summarise(rows: Sequence[Row], baselines: Sequence[str], **options: Any) -> 
 
     Returns:
       [{"variant", "method", "seeds", "test", "test_sd", "validation", "step_seconds", "clips_seen",
-      "teachers", "teacher_clips", view statistics with "_sd" and "_higher" (see `_higher`, against the
-      first baseline) of the agreement and the cosine, "settings_from", "against": {baseline:
-      paired_interval or None}}, ...], best first. "teachers" are the (variant, seed) of the runs that
+      "step_range", "teachers", "teacher_clips", "settings_from", the means of `view_values` with "_sd",
+      "against": {baseline: paired_interval or None}, "views_against": {name: likewise against the first
+      baseline}}, ...], best first. "step_range" is the largest over the smallest; "teachers" are the (variant, seed) of the runs that
       taught, "teacher_clips" the clips that such a run has seen, None where its row is absent.
     """
     variants = by_variant(rows)
     right = {
         name: {seed: correctness(row) for seed, row in runs.items()}
         for name, runs in variants.items()
+    }
+    views = {
+        key: {
+            name: {
+                seed: _view_values(row, key) for seed, row in runs.items() if "test_views" in row
+            }
+            for name, runs in variants.items()
+        }
+        for key in (*_VIEWS, _MARGIN)
     }
     entries, first = [], next(iter(baselines), "")
     for name, runs in variants.items():
@@ -182,30 +199,42 @@ def summarise(rows: Sequence[Row], baselines: Sequence[str], **options: Any) -> 
                 "test_sd": deviation("test_top1"),
                 "validation": mean("validation_top1"),
                 "step_seconds": mean("step_seconds"),
+                "step_range": max(row["step_seconds"] for row in runs.values())
+                / min(row["step_seconds"] for row in runs.values()),
                 "clips_seen": mean("clips_seen"),
                 "teachers": teachers,
                 "teacher_clips": statistics.fmean(row["clips_seen"] for row in taught)
                 if taught and None not in taught
                 else None,
-                **{k: mean(k) for k in ("view_agreement", "view_cosine", "between_cosine")},
-                **{f"{k}_sd": deviation(k) for k in ("view_agreement", "view_cosine")},
-                **{
-                    f"{k}_higher": _higher(runs, variants.get(first, {}), k)
-                    if name != first
-                    else None
-                    for k in ("view_agreement", "view_cosine")
-                },
+                **{k: mean(k) for k in _VIEWS},
+                **{f"{k}_sd": deviation(k) for k in _VIEWS},
                 "settings_from": " and ".join(sorted({r["settings_from"] for r in runs.values()})),
                 "against": {
-                    baseline: paired_interval(right[name], right[baseline], **options)
-                    if baseline != name and right[name].keys() & right[baseline].keys()
-                    else None
+                    baseline: _paired(right, name, baseline, options)
                     for baseline in baselines
                     if baseline in right
+                },
+                "views_against": {
+                    key: _paired(values, name, first, options) for key, values in views.items()
                 },
             }
         )
     return sorted(entries, key=lambda entry: -entry["test"])
+
+
+def _paired(values: Mapping, name: str, baseline: str, options: Mapping) -> dict | None:
+    """`paired_interval` of two variants; None if they are one, or have no seed in common."""
+    first, second = values[name], values.get(baseline, {})
+    if name == baseline or not first.keys() & second.keys():
+        return None
+    return paired_interval(first, second, **options)
+
+
+def _view_values(row: Row, key: str) -> dict[str, np.ndarray]:
+    if key != _MARGIN:
+        return views_of(row, key)
+    within, between = views_of(row, "view_cosine"), views_of(row, "between_cosine")
+    return {group: within[group] - between[group] for group in within}
 
 
 def markdown(
@@ -227,8 +256,7 @@ def markdown(
     reference = next((e for e in entries if e["variant"] in shown[:1]), None)
     head = ["method", "hyper-parameters", "seeds", "test top-1"]
     head += [f"against {name} [95 %]" for name in shown]
-    head += ["validation", "views agree", "cosine within / between videos"]
-    head += ["clips seen", "time of a step"]
+    head += ["validation", "clips seen", "time of a step"]
     lines = [_line(head), _line(["---", "---", *["---:"] * (len(head) - 2)])]
     for e in entries:
         cells = [
@@ -238,16 +266,38 @@ def markdown(
             _spread(e, "test"),
             *(_difference(e["against"][name]) for name in shown),
             f"{e['validation']:.3f}",
-            _spread(e, "view_agreement") + _at_seeds(e, "view_agreement"),
-            f"{_spread(e, 'view_cosine')} / {e['between_cosine']:.3f}"
-            + _at_seeds(e, "view_cosine"),
             f"{e['clips_seen']:,.0f}" + _teacher_clips(e),
             f"{e['step_seconds'] / reference['step_seconds']:.2f}"
             if reference
             else f"{1000 * e['step_seconds']:.0f} ms",
         ]
         lines.append(_line(cells))
-    return "\n".join([*lines, "", _caption(rows, entries, reference, tried or {}), ""])
+    parts = [*lines, "", _caption(rows, entries, reference, tried or {}), ""]
+    return "\n".join([*parts, *_views(entries, next(iter(baselines), "")), ""])
+
+
+def _views(entries: Sequence[Mapping], first: str) -> list[str]:
+    """The second table: how far the clips of a video agree."""
+    paired = any(any(entry["views_against"].values()) for entry in entries)
+    head = ["method"]
+    for name in ("views agree", "cosine within a video"):
+        head += [name, *([f"{name}, against {first} [95 %]"] if paired else [])]
+    head += ["cosine between videos"]
+    head += [f"within less between, against {first} [95 %]"] if paired else []
+    lines = [_line(head), _line(["---", *["---:"] * (len(head) - 1)])]
+    for e in entries:
+        cells = [e["variant"]]
+        for key in ("view_agreement", "view_cosine"):
+            cells += [_spread(e, key), *([_difference(e["views_against"][key])] if paired else [])]
+        cells += [_spread(e, "between_cosine")]
+        cells += [_difference(e["views_against"][_MARGIN])] if paired else []
+        lines.append(_line(cells))
+    said = (
+        "Views are the clips that a test video is evaluated by: the share of their pairs with the same "
+        "top-1 class, and the mean cosine of their embeddings, of one video and of different ones. "
+        "Within less between is 0 for a network that gives all videos one embedding."
+    )
+    return [*lines, "", said]
 
 
 def settings_tried(rows: Sequence[Row]) -> dict[str, int]:
@@ -281,22 +331,6 @@ def _filled(rows: Sequence[Row]) -> list[dict[str, Any]]:
 def _spread(entry: Mapping[str, Any], key: str) -> str:
     deviation = entry[f"{key}_sd"]
     return f"{entry[key]:.3f}" + ("" if deviation is None else f" ± {deviation:.3f}")
-
-
-def _higher(
-    runs: Mapping[int, Row], others: Mapping[int, Row], key: str
-) -> tuple[float, int] | None:
-    """(seeds at which a value is above the other variant's, a tie half; seeds of both), or None."""
-    seeds = runs.keys() & others.keys()
-    if not seeds:
-        return None
-    signs = [np.sign(runs[seed][key] - others[seed][key]) for seed in seeds]
-    return float(sum((1 + sign) / 2 for sign in signs)), len(seeds)
-
-
-def _at_seeds(entry: Mapping[str, Any], key: str) -> str:
-    found = entry[f"{key}_higher"]
-    return f", higher at {found[0]:g} of {found[1]}" if found else ""
 
 
 def _settings(entry: Mapping[str, Any], tried: Mapping[str, int]) -> str:
@@ -347,23 +381,15 @@ def _caption(
             "Differences are paired by seed and video; intervals are percentile bootstraps over seeds "
             f"and the {groups} groups of test videos."
         ),
-        (
-            "Agreement (the same top-1 class) and cosine of the embeddings are those of two clips of "
-            "a test video, over all pairs of the clips that it is evaluated by; the second cosine is that "
-            "of clips of different videos."
-            + (
-                f" Higher: than that of {reference['variant']} with the same seed."
-                if reference
-                else ""
-            )
-        ),
         *_said_of_settings(entries, tried),
         *_said_of_teachers(rows, entries),
     ]
     if reference:
         parts.append(
             f"The time of a step is that of {reference['variant']} "
-            f"({1000 * reference['step_seconds']:.0f} ms) times the number."
+            f"({1000 * reference['step_seconds']:.0f} ms) times the number, as it was in these runs: "
+            f"it differed by a factor of up to {max(e['step_range'] for e in entries):.1f} from one seed "
+            "to another. Costs measured in turn are in docs/methods.md."
         )
     devices = sorted({row["device"] for row in rows})
     return " ".join([*parts, f"Made on {', '.join(devices)}, {_said_of_commits(rows)}."])

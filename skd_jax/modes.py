@@ -38,6 +38,18 @@ from skd_jax.models.cost import cost
 Config = Mapping[str, Any]
 Log = Callable[[str], None]
 
+_PACKAGES = (
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "numpy",
+    "tensorflow",
+    "av",
+    "pillow",
+)
+
 
 def run_prepare(config: Config, log: Log) -> None:
     """Prepares the data set of a config.
@@ -87,15 +99,22 @@ def run_train(
       Whether training has ended, rather than been stopped by a SIGTERM.
 
     Raises:
-      UserError: whatever the user can mend; see `train.train`, `prepare`, `workdir.claim`.
+      UserError: whatever the user can mend; see `train.train`, `prepare`, `workdir.claim`,
+        `workdir.locked`.
     """
     _refuse_imported(folder)
     config = initial.resolve(config, overridden, folder, log)
     config = teacher.resolve(config, folder, log)
     settings.check(config)
+    parallel.check_batch_size(config["train"]["batch_size"], config["train"]["accumulate"])
+    with contextlib.ExitStack() as lock:
+        parallel.on_first(lambda: lock.enter_context(workdir.locked(folder)))
+        parallel.on_first(lambda: _claim(folder, config))
+        return _train_and_test(config, folder, log, test)
+
+
+def _train_and_test(config: Config, folder: Path, log: Log, test: bool) -> bool:
     batch_size = config["train"]["batch_size"]
-    parallel.check_batch_size(batch_size, config["train"]["accumulate"])
-    parallel.on_first(lambda: _claim(folder, config))
     data_folder = datasets.ensure_prepared(config, log)
     if data_folder is None:
         raise UserError(
@@ -310,7 +329,7 @@ def run_evaluate(folder: Path, split_name: str, log: Log) -> dict[str, Any]:
         "data": {"name": data["name"], "fingerprint": data["fingerprint"]},
         "per_class": summary["per_class"],
         "confusion": summary["confusion"],
-        "versions": _versions(),
+        "versions": versions(),
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
     }
     if earlier := stages.last_metrics(folder):
@@ -376,11 +395,11 @@ def _record(folder: Path, data: dict[str, Any]) -> None:
     workdir.write_json(path, data)
 
 
-def _versions() -> dict[str, str]:
-    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tensorflow", "av")
-    versions = {"python": platform.python_version()}
-    for name in packages:
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that results may depend on, where they are installed."""
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
         # TensorFlow, for one, comes under several names.
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[name] = importlib.metadata.version(name)
-    return versions
+            found[name] = importlib.metadata.version(name)
+    return found

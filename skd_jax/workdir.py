@@ -7,13 +7,19 @@ stages/          a folder like this one for each earlier stage of a method that 
 metrics.jsonl, tensorboard/, results.json, *.png
 """
 
+import contextlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from skd_jax.errors import UserError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 CONFIG, DATA, CHECKPOINTS = "config.json", "data.json", "checkpoints"
 
@@ -44,6 +50,33 @@ _LATER = {
     "finetune.lr_groups": "",
     "method.past_teacher": 0.0,
 }
+
+
+@contextlib.contextmanager
+def locked(workdir: Path) -> Iterator[None]:
+    """Makes the folder, and keeps other processes from training in it meanwhile.
+
+    The lock ends with the process, however that ends. Where there are none (Windows, some network
+    disks), two trainings in one folder are not noticed.
+
+    Raises:
+      UserError: another process holds it.
+    """
+    workdir.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as opened:
+        if fcntl is not None:
+            folder = os.open(workdir, os.O_RDONLY)
+            opened.callback(os.close, folder)
+            try:
+                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(
+                    f"another process is training in {workdir}; wait for it, stop it, or take another "
+                    "--workdir"
+                ) from None
+            except OSError:  # a disk without locks
+                pass
+        yield
 
 
 def claim(workdir: Path, config: Mapping[str, Any]) -> None:

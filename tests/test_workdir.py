@@ -4,8 +4,9 @@ import copy
 
 import pytest
 
-from skd_jax import workdir
+from skd_jax import modes, workdir
 from skd_jax.errors import UserError
+from tests import tiny
 
 CONFIG = {
     "optim": {"learning_rate": 0.1, "boundaries": (10, 20)},
@@ -120,6 +121,18 @@ def test_a_damaged_file(tmp_path):
     (tmp_path / "checkpoints" / "20").mkdir(parents=True)
     with pytest.raises(UserError, match="config.json is damaged"):
         workdir.claim(tmp_path, CONFIG)
+
+
+def test_two_processes_do_not_train_in_one_folder(tmp_path):
+    folder = tmp_path / "new" / "run"
+    with workdir.locked(folder):
+        with pytest.raises(UserError, match="another process is training in .*run; wait for it"):
+            modes.run_train(tiny.config(tmp_path), folder, lambda _: None)
+        assert not any(folder.iterdir())
+        with workdir.locked(tmp_path / "other"):
+            pass
+    with workdir.locked(folder):  # free again
+        pass
 
 
 def test_flat():

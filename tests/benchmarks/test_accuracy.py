@@ -93,31 +93,35 @@ def test_only_common_seeds_are_paired_and_other_videos_are_refused():
         accuracy_table.paired_interval(one, {0: {"g00": np.zeros(2)}})
 
 
-def test_view_statistics():
+def test_view_values():
     logits, embedding = RNG.normal(size=(6, 3, 4)), RNG.normal(size=(6, 3, 5))
-    got = accuracy_table.view_statistics(logits, embedding)
+    got = accuracy_table.view_values(logits, embedding)
     classes = logits.argmax(-1)
     unit = embedding / np.linalg.norm(embedding, axis=-1, keepdims=True)
     pairs = [(0, 1), (0, 2), (1, 2)]
-    agree = [classes[i, a] == classes[i, b] for i in range(6) for a, b in pairs]
-    inside = [unit[i, a] @ unit[i, b] for i in range(6) for a, b in pairs]
-    between = [
-        unit[i, a] @ unit[j, b]
-        for i in range(6)
-        for j in range(6)
-        if i != j
-        for a in range(3)
-        for b in range(3)
-    ]
-    np.testing.assert_allclose(got["view_agreement"], np.mean(agree))
-    np.testing.assert_allclose(got["view_cosine"], np.mean(inside))
-    np.testing.assert_allclose(got["between_cosine"], np.mean(between), atol=1e-12)
+    wanted = {
+        "view_agreement": [[classes[i, a] == classes[i, b] for a, b in pairs] for i in range(6)],
+        "view_cosine": [[unit[i, a] @ unit[i, b] for a, b in pairs] for i in range(6)],
+        "between_cosine": [
+            [
+                unit[i, a] @ unit[j, b]
+                for j in range(6)
+                if i != j
+                for a in range(3)
+                for b in range(3)
+            ]
+            for i in range(6)
+        ],
+    }
+    assert got.keys() == wanted.keys()
+    for name, values in wanted.items():
+        np.testing.assert_allclose(got[name], np.mean(values, axis=1), atol=1e-12)
 
 
 def test_groups_of_ucf101_and_of_others():
     ids = ["Punch/v_Punch_g02_c01", "Punch/v_Punch_g01_c02", "Punch/v_Punch_g01_c01", "own/x_c1"]
-    got = accuracy_run.by_group(ids, np.array([True, False, True, True]))
-    assert got == {"v_Punch_g01": "10", "v_Punch_g02": "1", "own/x_c1": "1"}
+    got = accuracy_run.by_group(ids, np.array([0.1, 0.2, 0.3, 0.4]))
+    assert got == {"v_Punch_g01": [0.3, 0.2], "v_Punch_g02": [0.1], "own/x_c1": [0.4]}
 
 
 # --- the table ---
@@ -157,14 +161,21 @@ ROWS = [
 ]
 
 
-def table(rows, **options):
-    """(cells of the rows by variant, the caption)."""
+def tables(rows, **options):
+    """Of accuracy and of views: (cells of the rows by variant, the caption) each."""
     text = accuracy_table.markdown(rows, accuracy.BASELINES, resamples=200, **options)
-    *lines, blank, caption = text.splitlines()
-    assert not blank
-    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-    assert len({len(each) for each in cells}) == 1
-    return {each[0]: dict(zip(cells[0], each, strict=True)) for each in cells[2:]}, caption
+    blocks, found = text.strip().split("\n\n"), []
+    for lines, caption in zip(blocks[::2], blocks[1::2], strict=True):
+        cells = [[cell.strip() for cell in ln.strip("|").split("|")] for ln in lines.splitlines()]
+        assert len({len(each) for each in cells}) == 1
+        by_name = {each[0]: dict(zip(cells[0], each, strict=True)) for each in cells[2:]}
+        found.append((by_name, caption))
+    return found
+
+
+def table(rows, **options):
+    """(cells of the rows by variant, the caption) of the accuracies."""
+    return tables(rows, **options)[0]
 
 
 def test_table():
@@ -178,27 +189,41 @@ def test_table():
     assert ours[against[1]] == "+0.200, one seed"
     assert two[against[0]] == "" and two[against[1]] == "+0.100, one seed"
     assert [each["time of a step"] for each in cells.values()] == ["2.00", "1.00", "1.00"]
-    assert two["views agree"] == "0.800 ± 0.000"
-    assert one["views agree"] == "0.800, higher at 0.5 of 1"
-    assert two["cosine within / between videos"] == "0.900 ± 0.000 / 0.500"
+    assert "by a factor of up to 1.0 from one seed" in caption
     assert "1,600 clips seen" in caption and "5 groups" in caption
     assert caption.endswith("Made on Some CPU, 2 cores, at 0123456.")
 
 
-def test_the_table_counts_the_seeds_at_which_views_agree_more():
+def test_the_table_of_views():
+    """Paired by seed and video where rows have the videos' values; the oldest have means alone."""
+
+    def of_videos(agreement, within, between):
+        values = {
+            "view_agreement": agreement,
+            "view_cosine": within,
+            "between_cosine": between,
+        }
+        return {name: {f"g{i}": [value, value] for i in range(5)} for name, value in values.items()}
+
     rows = [
-        *(row("supervised_2v", seed, 0.5) for seed in range(3)),
-        *(
-            row("skd_srl", seed, 0.4, view_agreement=value, view_cosine=0.8)
-            for seed, value in enumerate((0.9, 0.8, 0.7, 0.95))
-        ),
+        *(row("supervised_2v", seed, 0.5, test_views=of_videos(0.7, 0.8, 0.6)) for seed in (0, 1)),
+        *(row("skd_srl", seed, 0.4, test_views=of_videos(0.8, 0.85, 0.7)) for seed in (0, 1)),
+        row("supervised", 0, 0.3),
     ]
-    cells, caption = table(rows)
-    agree, cosine = "views agree", "cosine within / between videos"
-    assert cells["skd_srl"][agree] == "0.838 ± 0.111, higher at 1.5 of 3"
-    assert cells["skd_srl"][cosine] == "0.800 ± 0.000 / 0.500, higher at 0 of 3"
-    assert "higher" not in cells["supervised_2v"][agree]
-    assert "Higher: than that of supervised_2v with the same seed." in caption
+    cells, _ = tables(rows)[1]
+    ours, two, one = (cells[name] for name in ("skd_srl", "supervised_2v", "supervised"))
+    assert ours["views agree"] == "0.800 ± 0.000" and one["views agree"] == "0.800"
+    for name, difference in (
+        ("views agree", "+0.100 [+0.100, +0.100], ahead at 2 of 2"),
+        ("cosine within a video", "+0.050 [+0.050, +0.050], ahead at 2 of 2"),
+        ("within less between", "-0.050 [-0.050, -0.050], ahead at 0 of 2"),
+    ):
+        column = f"{name}, against supervised_2v [95 %]"
+        assert (ours[column], two[column], one[column]) == (difference, "", "")
+    assert ours["cosine between videos"] == "0.500 ± 0.000"
+    cells, caption = tables(ROWS)[1]
+    assert not any("against" in column for column in cells["skd_srl"])
+    assert caption.startswith("Views are the clips")
 
 
 def test_the_table_says_where_hyper_parameters_come_from():
@@ -412,6 +437,7 @@ def test_plan(data, tmp_path):
     assert "data.prepared" not in one.facts["settings"]
     assert "--config=configs/ucf101_tiny.py:supervised" in two.facts["command"]
     assert "--config.method.views=2" in two.facts["command"]
+    assert "--config.method.lambda_kd=" in labels.facts["command"]  # defaults too
 
 
 def test_hyper_parameters_of_all_runs_are_given_too(data, tmp_path):
@@ -558,6 +584,18 @@ def test_jobs_share_the_slots(data, tmp_path):
     assert len(rows) == 4 and {r["slot"] for r in rows} == {0, 1}
 
 
+def test_what_another_command_has_run_meanwhile_is_left(data, tmp_path):
+    runs, results = planned(data, tmp_path, ["supervised"]), tmp_path / "r.jsonl"
+
+    def start(run, slot):
+        for other in runs:
+            accuracy.append_row(results, {**other.facts, **measured(other, slot)})
+        raise UserError("another process is training in it")
+
+    assert len(accuracy.execute(runs, results, start, log=lambda _: None)) == 1
+    assert len(accuracy.read_rows(results)) == 2
+
+
 def test_validation_and_speed(tmp_path):
     rows = [{"step": s, "split": "validation", "top1": s / 10} for s in range(1, 8)]
     got = accuracy_run.validation_of([*rows, {"step": 1, "split": "train", "top1": 1.0}])
@@ -688,6 +726,13 @@ def test_a_tiny_run_for_real(tmp_path, monkeypatch):
     assert sum(map(len, row["test_correct"].values())) == row["data"]["test"] == 16
     hits = sum(flags.count("1") for flags in row["test_correct"].values())
     assert row["test_top1"] == hits / 16
+    for name, values in row["test_views"].items():
+        assert {g: len(v) for g, v in values.items()} == {
+            g: len(v) for g, v in row["test_correct"].items()
+        }
+        np.testing.assert_allclose(
+            np.mean(np.concatenate(list(values.values()))), row[name], atol=1e-4
+        )
     assert [step for step, _ in row["validation_curve"]] == [2, 4]
     workdir = tmp_path / "runs" / "supervised-seed3"
     assert modes.run_evaluate(workdir, "test", lambda _: None)["top1"] == row["test_top1"]
