@@ -85,7 +85,7 @@ def _absolute(folder: str) -> str:
 
 
 def _as_configured(folder: str, data: Config) -> str:
-    """The folder, if it holds a complete data set stored as the config says."""
+    """The folder, if it holds a complete data set chosen and stored as the config says."""
     try:
         info = prepared.load_info(folder)
     except UserError as error:
@@ -96,6 +96,12 @@ def _as_configured(folder: str, data: Config) -> str:
         f"{key} is {stored[key]} there, {data[key]} in the config"
         for key in ("name", "frame_size", "frame_width", "antialias", "max_fps", "jpeg_quality")
         if stored[key] != data[key]
+    ]
+    # Directories of before the splits' choice was noted are taken as they are.
+    wrong += [
+        f"{key} is {value} there, {data[key]} in the config"
+        for key, value in sorted(info.get("selection", {}).items())
+        if value != data[key]
     ]
     if data["classes"] and sorted(_class_names(data)) != sorted(info["class_names"]):
         wrong.append(f"its classes are {', '.join(info['class_names'])}")

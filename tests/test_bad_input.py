@@ -106,6 +106,25 @@ def test_prepared_data_alone_is_enough_if_it_fits_the_config(folder, tmp_path):
     config["data"]["frame_size"] = 24
     with pytest.raises(UserError, match="frame_size is 20 there, 24 in the config"):
         datasets.ensure_prepared(config, print)
+    config["data"]["frame_size"] = 20
+    # What made the splits counts too, unless it had no part in them.
+    part = tiny.config(folder)
+    part["data"] |= {"root": "", "validation_fraction": 0.5, "split": 2}
+    assert datasets.ensure_prepared(part, print) == str(folder / "prepared")
+    copy = tmp_path / "drawn"
+    shutil.copytree(folder / "prepared", copy)
+    info = json.loads((copy / "info.json").read_text())
+    (copy / "info.json").write_text(
+        json.dumps(info | {"selection": {"split": 1, "validation_fraction": 0.5}})
+    )
+    part["data"]["prepared"] = str(copy)
+    with pytest.raises(
+        UserError, match="prepared otherwise: split is 1 there, 2 in the config. Set"
+    ):
+        datasets.ensure_prepared(part, print)
+    del info["selection"]  # as it was before
+    (copy / "info.json").write_text(json.dumps(info))
+    assert datasets.ensure_prepared(part, print) == str(copy)
     config["data"]["prepared"] = str(tmp_path)
     with pytest.raises(UserError, match="config.data.root"):
         datasets.ensure_prepared(config, print)

@@ -76,6 +76,7 @@ def assemble(
         "name": index.name,
         "fingerprint": fingerprint,
         "settings": {k: v for k, v in dataclasses.asdict(settings).items() if k != "workers"},
+        "selection": dict(index.selection),
         "class_names": list(index.class_names),
         "splits": {
             split: {"source": index.split_sources.get(split, ""), **summary.counts()}

@@ -59,6 +59,8 @@ class VideoIndex:
       missing: ids that the lists name and the disk lacks.
       duplicates: ids of byte-identical files.
       notes: warnings for the user.
+      selection: what made the splits: of "split", "validation_fraction", "test_fraction" and "seed" of
+        `build_index` those that counted for this data set.
     """
 
     name: str
@@ -68,6 +70,7 @@ class VideoIndex:
     missing: tuple[str, ...] = ()
     duplicates: tuple[tuple[str, ...], ...] = ()
     notes: tuple[str, ...] = ()
+    selection: Mapping[str, int | float] = dataclasses.field(default_factory=dict)
 
 
 def build_index(
@@ -120,6 +123,9 @@ def build_index(
 
     wanted = {"test": test_fraction} if listing.draw_test else {}
     wanted |= {} if "validation" in splits else {"validation": validation_fraction}
+    selection = {f"{key}_fraction": fraction for key, fraction in wanted.items()}
+    selection |= {"seed": seed} if any(wanted.values()) else {}
+    selection |= {"split": listing.number} if listing.number is not None else {}
     sources = dict(listing.sources)
     for key, fraction in wanted.items():
         if fraction and not _hold_out(splits, key, fraction, seed):
@@ -152,6 +158,7 @@ def build_index(
         missing=tuple(sorted({m.id for items in listing.missing.values() for m in items})),
         duplicates=tuple(sorted(tuple(sorted(ids[path] for path in p)) for p in duplicates)),
         notes=tuple(notes),
+        selection=selection,
     )
 
 

@@ -112,8 +112,9 @@ def load_info(root: epath.PathLike) -> dict:
     """What is known of the data set.
 
     Returns:
-      name, fingerprint, settings, class_names, splits (for each: source, videos, rejected, noted,
-      frames, bytes, shards), missing, duplicates and notes.
+      name, fingerprint, settings, selection (see `VideoIndex`; older directories have none),
+      class_names, splits (for each: source, videos, rejected, noted, frames, bytes, shards), missing,
+      duplicates and notes.
 
     Raises:
       UserError: there is no completely prepared data set at `root`.

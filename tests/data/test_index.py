@@ -68,6 +68,7 @@ def test_ucf101_real_subset(shared, split):
         "validation": f"held out of UCF101 trainlist0{split} by group (seed 0, fraction 0.1)",
         "test": f"UCF101 testlist0{split}",
     }
+    assert index.selection == {"validation_fraction": 0.1, "seed": 0, "split": split}
 
 
 def test_ucf101_real_duplicates(shared):
@@ -163,6 +164,7 @@ def test_hmdb51_official_lists(shared, hmdb_root, split):
     index = build_index("hmdb51", hmdb_root, annotations=lists, split=split, classes=classes)
     check_sound(index)
     assert index.class_names == ("climb", "climb_stairs", "wave") and index.missing == ()
+    assert index.selection["split"] == split
     # 70 training and 30 test videos a class are the data set's own numbers.
     assert Counter(v.label for v in index.splits["test"]) == {0: 30, 1: 30, 2: 30}
     learned = Counter(v.label for k in ("train", "validation") for v in index.splits[k])
@@ -332,6 +334,7 @@ def test_folder_with_splits(tmp_path):
     index = build_index("folder", tmp_path)
     check_sound(index)
     assert {k: len(v) for k, v in index.splits.items()} == {"train": 20, "validation": 2}
+    assert index.selection == {}
     assert ids(index, "validation") == ["val/run/deep/b", "val/walk/a"]
     assert index.split_sources["validation"].endswith("/val")
     assert index.notes == (
@@ -356,9 +359,11 @@ def test_folder_without_splits(tmp_path):
         "test": 8,
     }
     assert index.split_sources["test"].endswith("by group (seed 3, fraction 0.2)")
+    assert index.selection == {"test_fraction": 0.2, "validation_fraction": 0.1, "seed": 3}
     assert index.split_sources["train"].endswith("less the held-out test and validation")
     only = build_index("folder", tmp_path, validation_fraction=0, test_fraction=0)
     assert {k: len(v) for k, v in only.splits.items()} == {"train": 40}
+    assert only.selection == {"test_fraction": 0, "validation_fraction": 0}
     with pytest.raises(UserError, match="data.test_fraction must be .* not 1"):
         build_index("folder", tmp_path, test_fraction=1)
 

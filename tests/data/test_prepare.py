@@ -65,6 +65,7 @@ def make_index(root: pathlib.Path, splits: dict[str, int], frames: int = 6) -> V
         missing=("lost/video",),
         duplicates=(("a", "b"),),
         notes=("a note",),
+        selection={"seed": 0, "split": 2},
     )
 
 
@@ -211,6 +212,7 @@ def test_info(index, reference):
     assert info["missing"] == ["lost/video"]
     assert info["duplicates"] == [["a", "b"]]
     assert info["notes"] == ["a note"]
+    assert info["selection"] == {"seed": 0, "split": 2}
     assert (
         info["fingerprint"]
         == json.loads((reference / "fingerprint.json").read_text())["fingerprint"]

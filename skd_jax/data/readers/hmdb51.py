@@ -66,6 +66,7 @@ def read(root: str, annotations: str | None, split: int) -> Listing:
         {name: tuple(entries) for name, entries in splits.items()},
         {name: f"HMDB51 split {split} {name}" for name in splits},
         {name: tuple(items) for name, items in missing.items()},
+        number=split,
     )
 
 

@@ -50,6 +50,7 @@ class Listing:
       sources: per split, where it comes from, in words for a person.
       notes: warnings for the user.
       draw_test: whether a test split should be drawn from "train", there being none.
+      number: of the official split that was read, where there are several.
     """
 
     class_names: tuple[str, ...]
@@ -58,6 +59,7 @@ class Listing:
     missing: Mapping[str, tuple[Missing, ...]] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
     draw_test: bool = False
+    number: int | None = None
 
 
 def join(root: str, *parts: str) -> str:

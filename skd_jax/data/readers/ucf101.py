@@ -65,7 +65,7 @@ def read(root: str, annotations: str | None, split: int) -> Listing:
                 absent.append(Missing(id_, class_name))
         splits[name], missing[name] = tuple(entries), tuple(absent)
     sources = {name: f"UCF101 {name}list{split:02d}" for name in splits}
-    return Listing(tuple(sorted(classes)), splits, sources, missing)
+    return Listing(tuple(sorted(classes)), splits, sources, missing, number=split)
 
 
 def _class_numbers(folder: str) -> dict[str, int]:
