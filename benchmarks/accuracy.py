@@ -295,7 +295,12 @@ def plan(
                     "differences": {k: v for k, v in values.items() if v != default.get(k)},
                     "settings": values,
                     "command": _command(spec),
-                    "data": {"name": info["name"], "fingerprint": info["fingerprint"], **videos},
+                    "data": {
+                        "name": info["name"],
+                        "fingerprint": info["fingerprint"],
+                        "classes": len(info["class_names"]),
+                        **videos,
+                    },
                     "views": views,
                     "batch": config["train"]["batch_size"],
                     "steps": steps,

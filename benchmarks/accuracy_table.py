@@ -300,6 +300,50 @@ def _views(entries: Sequence[Mapping], first: str) -> list[str]:
     return [*lines, "", said]
 
 
+def short_markdown(rows: Sequence[Row], baseline: str, **options: Any) -> str:
+    """The table of `summarise` in few columns, as a README may show it.
+
+    Args:
+      rows: of finished runs.
+      baseline: variant to subtract.
+      **options: of `paired_interval`.
+    """
+    entries = summarise(rows, [baseline], **options)
+    reference = next((e["step_seconds"] for e in entries if e["variant"] == baseline), None)
+    head = ["method", "seeds", "test top-1", f"against {baseline} [95 %]", "views agree"]
+    head += ["cosine within / between videos", "time of a step"]
+    lines = [_line(head), _line(["---", *["---:"] * (len(head) - 1)])]
+    for e in entries:
+        step = f"{e['step_seconds'] / reference:.2f}" if reference else ""
+        lines.append(
+            _line(
+                [
+                    e["variant"],
+                    str(len(e["seeds"])),
+                    _spread(e, "test"),
+                    _difference(e["against"].get(baseline)),
+                    f"{e['view_agreement']:.3f}",
+                    f"{e['view_cosine']:.3f} / {e['between_cosine']:.3f}",
+                    step,
+                ]
+            )
+        )
+    return "\n".join(lines) + "\n"
+
+
+def chance_bound(videos: int, classes: int, probability: float = 0.001) -> float:
+    """The top-1 that guessing reaches or exceeds with less than a probability.
+
+    The smallest k / videos with P(X >= k) < probability for X of Binomial(videos, 1 / classes), exactly.
+    """
+    p, tail = 1 / classes, 0.0
+    for k in range(videos, -1, -1):
+        tail += math.comb(videos, k) * p**k * (1 - p) ** (videos - k)
+        if tail >= probability:
+            return (k + 1) / videos
+    raise ValueError(f"a probability of {probability} is above 1")
+
+
 def settings_tried(rows: Sequence[Row]) -> dict[str, int]:
     """{method: how many different settings} among the rows of sweeps; the same at two lengths is one."""
     found: dict[str, set[str]] = {}
@@ -373,6 +417,7 @@ def _caption(
             f"{data['name']}, {data['train']} training, {data['validation']} validation and "
             f"{data['test']} test videos; {budget} clips seen in a training run."
         ),
+        *_said_of_chance(data),
         (
             "Mean and standard deviation over the seeds; the checkpoint is the best on the validation "
             "videos, the test videos were used once a run."
@@ -393,6 +438,18 @@ def _caption(
         )
     devices = sorted({row["device"] for row in rows})
     return " ".join([*parts, f"Made on {', '.join(devices)}, {_said_of_commits(rows)}."])
+
+
+def _said_of_chance(data: Mapping[str, Any]) -> list[str]:
+    if "classes" not in data:  # of the oldest rows
+        return []
+    bound, classes = chance_bound(data["test"], data["classes"]), data["classes"]
+    return [
+        (
+            f"Guessing among the {classes} classes is right in {1 / classes:.3f} of them, and in "
+            f"{bound:.3f} or more with a probability below 0.001."
+        )
+    ]
 
 
 def _said_of_settings(entries: Sequence[Mapping], tried: Mapping[str, int]) -> list[str]:

@@ -194,6 +194,27 @@ def test_table():
     assert caption.endswith("Made on Some CPU, 2 cores, at 0123456.")
 
 
+def test_the_short_table():
+    lines = accuracy_table.short_markdown(ROWS, "supervised_2v", resamples=200).splitlines()
+    assert lines[2].startswith("| skd_srl | 3 | 0.700 ± 0.100 | +0.100 [+0.0")
+    assert lines[2].endswith("ahead at 3 of 3 | 0.800 | 0.900 / 0.500 | 2.00 |")
+    assert lines[3].startswith("| supervised_2v | 3 | 0.600 ± 0.100 |  | 0.800")
+    assert len(lines) == 5
+
+
+def test_chance_is_told_where_the_classes_are_known():
+    # P(3 of 3) = 1/8, P(2 or 3) = 1/2.
+    assert accuracy_table.chance_bound(3, 2, probability=0.2) == 1
+    assert accuracy_table.chance_bound(3, 2, probability=0.6) == 2 / 3
+    assert accuracy_table.chance_bound(1, 2, probability=0.1) == 2  # no number of videos would do
+    draws = np.random.default_rng(0).binomial(192, 1 / 8, 200_000) / 192
+    bound = accuracy_table.chance_bound(192, 8)
+    assert (draws >= bound).mean() < 0.001 < (draws >= bound - 2 / 192).mean()
+    assert "Guessing" not in table(ROWS)[1]
+    known = [each | {"data": each["data"] | {"classes": 8}} for each in ROWS]
+    assert "among the 8 classes is right in 0.125 of them, and in 0.600 or" in table(known)[1]
+
+
 def test_the_table_of_views():
     """Paired by seed and video where rows have the videos' values; the oldest have means alone."""
 
