@@ -8,11 +8,11 @@
 
 Recipe: that of the config file. Budget: clips seen = training steps x videos of a batch x clips of each. The
 config's batch and duration are those of two clips of a video; every method takes as many steps with as
-many clips in each, so one that sees a single clip of a video takes twice the videos at a time. Warm-up,
-evaluations and all else that the config counts in epochs happen at the same steps (a method in stages gives
-each its share of the steps). So one-view supervision has twice the videos in a step of its
-BatchNorm. Clips of a video's partner of the same class count, though CS-KD learns nothing from their labels; turned or mixed copies of a clip do not, nor does what a frozen teacher costs
-beyond its forward pass; the stages of a method share the one budget. "supervised_long" spends it on
+many clips in each, so one that sees a single clip of a video takes twice the videos at a time, and has them in a
+step of its BatchNorm. Warm-up, evaluations and all else that the config counts in epochs happen at the same
+steps; the stages of a method share the one budget, and each has its share of these. Clips of a video's partner of the same
+class count, though CS-KD learns nothing from their labels; turned or mixed copies of a clip do not, nor does
+what a frozen teacher costs beyond its forward pass. "supervised_long" spends the budget on
 twice the steps instead, with the config's own number of videos. The table has what a step costs in time,
 and the clips that a teacher has seen before.
 
@@ -44,7 +44,6 @@ import queue
 import shlex
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -353,7 +352,7 @@ def read_tuned(path: Path) -> dict[str, dict[str, Any]]:
 def append_row(path: Path, row: Mapping[str, Any]) -> None:
     """Adds a row at the end, on a line of its own even after one that a kill has cut.
 
-    In one write, so that several commands may share a file.
+    In one write, so that several runs and commands may share a file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+b", buffering=0) as file:
@@ -412,7 +411,6 @@ def execute(
     slots: queue.SimpleQueue = queue.SimpleQueue()
     for slot in range(jobs):
         slots.put(slot)
-    lock = threading.Lock()
     failed: list[str] = []
 
     def one(run: Run) -> None:
@@ -424,8 +422,7 @@ def execute(
                 return
             log(f"start   {label}")
             row = {**run.facts, **(extra or {}), **start(run, slot)}
-            with lock:
-                append_row(results, row)
+            append_row(results, row)
             test = f", test {row['test_top1']:.3f}" if "test_top1" in row else ""
             log(f"finish  {label}: validation {row['validation_top1']:.3f}{test}")
         except Exception as error:  # noqa: BLE001  one run's fault stops no other

@@ -9,7 +9,7 @@ import json
 import math
 import os
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,9 @@ import numpy as np
 
 Row = Mapping[str, Any]
 LEVEL = 0.95
+RESAMPLES = 20_000
 _VIEWS = ("view_agreement", "view_cosine", "between_cosine")
 _MARGIN = "margin"  # of the cosine within a video over that between videos
-RESAMPLES = 20_000
 
 
 def view_values(logits: np.ndarray, embedding: np.ndarray) -> dict[str, np.ndarray]:
@@ -63,7 +63,10 @@ def correctness(row: Row) -> dict[str, np.ndarray]:
 
 
 def views_of(row: Row, name: str) -> dict[str, np.ndarray]:
-    """{test group: value for each of its videos} of a run, of a name of `view_values`."""
+    """{test group: value for each of its videos} of a run, of a name of `view_values` or of the margin."""
+    if name == _MARGIN:
+        within, between = views_of(row, "view_cosine"), views_of(row, "between_cosine")
+        return {group: within[group] - between[group] for group in within}
     return {group: np.array(each) for group, each in row["test_views"][name].items()}
 
 
@@ -171,9 +174,7 @@ def summarise(rows: Sequence[Row], baselines: Sequence[str], **options: Any) -> 
     }
     views = {
         key: {
-            name: {
-                seed: _view_values(row, key) for seed, row in runs.items() if "test_views" in row
-            }
+            name: {seed: views_of(row, key) for seed, row in runs.items() if "test_views" in row}
             for name, runs in variants.items()
         }
         for key in (*_VIEWS, _MARGIN)
@@ -230,13 +231,6 @@ def _paired(values: Mapping, name: str, baseline: str, options: Mapping) -> dict
     return paired_interval(first, second, **options)
 
 
-def _view_values(row: Row, key: str) -> dict[str, np.ndarray]:
-    if key != _MARGIN:
-        return views_of(row, key)
-    within, between = views_of(row, "view_cosine"), views_of(row, "between_cosine")
-    return {group: within[group] - between[group] for group in within}
-
-
 def markdown(
     rows: Sequence[Row],
     baselines: Sequence[str],
@@ -254,81 +248,62 @@ def markdown(
     entries = summarise(rows, baselines, **options)
     shown = [name for name in baselines if any(name in e["against"] for e in entries)]
     reference = next((e for e in entries if e["variant"] in shown[:1]), None)
-    head = ["method", "hyper-parameters", "seeds", "test top-1"]
-    head += [f"against {name} [95 %]" for name in shown]
-    head += ["validation", "clips seen", "time of a step"]
-    lines = [_line(head), _line(["---", "---", *["---:"] * (len(head) - 2)])]
-    for e in entries:
-        cells = [
-            e["variant"],
-            _settings(e, tried or {}),
-            str(len(e["seeds"])),
-            _spread(e, "test"),
-            *(_difference(e["against"][name]) for name in shown),
-            f"{e['validation']:.3f}",
-            f"{e['clips_seen']:,.0f}" + _teacher_clips(e),
+    columns: dict[str, Callable[[Mapping], str]] = {
+        "method": lambda e: e["variant"],
+        "hyper-parameters": lambda e: _settings(e, tried or {}),
+        "seeds": lambda e: str(len(e["seeds"])),
+        "test top-1": lambda e: _spread(e, "test"),
+    }
+    for name in shown:
+        columns[f"against {name} [95 %]"] = lambda e, name=name: _difference(e["against"][name])
+    columns |= {
+        "validation": lambda e: f"{e['validation']:.3f}",
+        "clips seen": lambda e: f"{e['clips_seen']:,.0f}" + _teacher_clips(e),
+        "time of a step": lambda e: (
             f"{e['step_seconds'] / reference['step_seconds']:.2f}"
             if reference
-            else f"{1000 * e['step_seconds']:.0f} ms",
-        ]
-        lines.append(_line(cells))
-    parts = [*lines, "", _caption(rows, entries, reference, tried or {}), ""]
-    return "\n".join([*parts, *_views(entries, next(iter(baselines), "")), ""])
+            else f"{1000 * e['step_seconds']:.0f} ms"
+        ),
+    }
+    parts = [
+        *_table(entries, columns, words=2),
+        "",
+        _caption(rows, entries, reference, tried or {}),
+    ]
+    return "\n".join([*parts, "", *_table_of_views(entries, next(iter(baselines), "")), ""])
 
 
-def _views(entries: Sequence[Mapping], first: str) -> list[str]:
-    """The second table: how far the clips of a video agree."""
+def _table(
+    entries: Sequence[Mapping], columns: Mapping[str, Callable[[Mapping], str]], words: int = 1
+) -> list[str]:
+    """Lines of a Markdown table, an entry a row; the first columns hold words, the others numbers."""
+    lines = [_line(list(columns)), _line(["---"] * words + ["---:"] * (len(columns) - words))]
+    return lines + [_line([cell(entry) for cell in columns.values()]) for entry in entries]
+
+
+def _table_of_views(entries: Sequence[Mapping], first: str) -> list[str]:
+    """How far the clips of a video agree; differences where any run has the videos' values."""
+    columns: dict[str, Callable[[Mapping], str]] = {"method": lambda e: e["variant"]}
     paired = any(any(entry["views_against"].values()) for entry in entries)
-    head = ["method"]
-    for name in ("views agree", "cosine within a video"):
-        head += [name, *([f"{name}, against {first} [95 %]"] if paired else [])]
-    head += ["cosine between videos"]
-    head += [f"within less between, against {first} [95 %]"] if paired else []
-    lines = [_line(head), _line(["---", *["---:"] * (len(head) - 1)])]
-    for e in entries:
-        cells = [e["variant"]]
-        for key in ("view_agreement", "view_cosine"):
-            cells += [_spread(e, key), *([_difference(e["views_against"][key])] if paired else [])]
-        cells += [_spread(e, "between_cosine")]
-        cells += [_difference(e["views_against"][_MARGIN])] if paired else []
-        lines.append(_line(cells))
+
+    def against(title: str, key: str) -> None:
+        if paired:
+            columns[f"{title}, against {first} [95 %]"] = lambda e: _difference(
+                e["views_against"][key]
+            )
+
+    columns["views agree"] = lambda e: _spread(e, "view_agreement")
+    against("views agree", "view_agreement")
+    columns["cosine within a video"] = lambda e: _spread(e, "view_cosine")
+    against("cosine within a video", "view_cosine")
+    columns["cosine between videos"] = lambda e: _spread(e, "between_cosine")
+    against("within less between", _MARGIN)
     said = (
         "Views are the clips that a test video is evaluated by: the share of their pairs with the same "
         "top-1 class, and the mean cosine of their embeddings, of one video and of different ones. "
         "Within less between is 0 for a network that gives all videos one embedding."
     )
-    return [*lines, "", said]
-
-
-def short_markdown(rows: Sequence[Row], baseline: str, **options: Any) -> str:
-    """The table of `summarise` in few columns, as a README may show it.
-
-    Args:
-      rows: of finished runs.
-      baseline: variant to subtract.
-      **options: of `paired_interval`.
-    """
-    entries = summarise(rows, [baseline], **options)
-    reference = next((e["step_seconds"] for e in entries if e["variant"] == baseline), None)
-    head = ["method", "seeds", "test top-1", f"against {baseline} [95 %]", "views agree"]
-    head += ["cosine within / between videos", "time of a step"]
-    lines = [_line(head), _line(["---", *["---:"] * (len(head) - 1)])]
-    for e in entries:
-        step = f"{e['step_seconds'] / reference:.2f}" if reference else ""
-        lines.append(
-            _line(
-                [
-                    e["variant"],
-                    str(len(e["seeds"])),
-                    _spread(e, "test"),
-                    _difference(e["against"].get(baseline)),
-                    f"{e['view_agreement']:.3f}",
-                    f"{e['view_cosine']:.3f} / {e['between_cosine']:.3f}",
-                    step,
-                ]
-            )
-        )
-    return "\n".join(lines) + "\n"
+    return [*_table(entries, columns), "", said]
 
 
 def chance_bound(videos: int, classes: int, probability: float = 0.001) -> float:

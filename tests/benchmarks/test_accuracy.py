@@ -194,14 +194,6 @@ def test_table():
     assert caption.endswith("Made on Some CPU, 2 cores, at 0123456.")
 
 
-def test_the_short_table():
-    lines = accuracy_table.short_markdown(ROWS, "supervised_2v", resamples=200).splitlines()
-    assert lines[2].startswith("| skd_srl | 3 | 0.700 ± 0.100 | +0.100 [+0.0")
-    assert lines[2].endswith("ahead at 3 of 3 | 0.800 | 0.900 / 0.500 | 2.00 |")
-    assert lines[3].startswith("| supervised_2v | 3 | 0.600 ± 0.100 |  | 0.800")
-    assert len(lines) == 5
-
-
 def test_chance_is_told_where_the_classes_are_known():
     # P(3 of 3) = 1/8, P(2 or 3) = 1/2.
     assert accuracy_table.chance_bound(3, 2, probability=0.2) == 1
