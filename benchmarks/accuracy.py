@@ -106,6 +106,9 @@ VARIANTS = {
     ),
     # Teaching Yourself on top, with that method's own weight.
     "skd_srl_past": Variant("skd_srl", {"method.past_teacher": 0.1}),
+    "frskd_sla": Variant("frskd", {"method.sla": True}),
+    "frskd_mixup": Variant("frskd", {"method.mix": "mixup"}),
+    "frskd_cutmix": Variant("frskd", {"method.mix": "cutmix"}),
     "teacher": Variant("supervised", {"method.views": 2, "model.width": 0.5}),
     "tf_kd_self": Variant("tf_kd_self", teacher="supervised_2v", teacher_seed=None),
 }
@@ -574,6 +577,7 @@ def _parser() -> argparse.ArgumentParser:
     table = modes.add_parser("table")
     table.add_argument("--results", type=Path, required=True)
     table.add_argument("--baselines", nargs="+", default=list(BASELINES))
+    table.add_argument("--short", action="store_true", help="only print the README's columns")
     return parser
 
 
@@ -630,10 +634,16 @@ def _run(arguments: argparse.Namespace) -> None:
     _table(arguments.results, BASELINES)
 
 
-def _table(results: Path, baselines: Sequence[str]) -> None:
+def _table(results: Path, baselines: Sequence[str], short: bool = False) -> None:
     rows = read_rows(results)
     if not rows:
         raise UserError(f"{results} holds no finished run")
+    if short:
+        try:
+            print(accuracy_table.short_markdown(rows, baselines[0]), end="")
+        except ValueError as error:
+            raise UserError(f"{results}: {error}") from None
+        return
     if all("setting" in row for row in rows):  # of a sweep
         _write(results.with_suffix(".md"), accuracy_table.sweep_markdown(rows))
         return
@@ -660,7 +670,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = _parser().parse_args(argv)
     try:
         if arguments.mode == "table":
-            _table(arguments.results, arguments.baselines)
+            _table(arguments.results, arguments.baselines, arguments.short)
         else:
             _run(arguments)
     except UserError as error:

@@ -273,6 +273,33 @@ def markdown(
     return "\n".join([*parts, "", *_table_of_views(entries, next(iter(baselines), "")), ""])
 
 
+def short_markdown(rows: Sequence[Row], baseline: str, **options: Any) -> str:
+    """What the README shows of `markdown`: few columns, against one baseline.
+
+    Args:
+      rows: of finished runs, some of the baseline among them.
+      baseline: variant to subtract, whose time of a step is 1.
+      **options: of `paired_interval`.
+
+    Raises:
+      ValueError: no run of the baseline.
+    """
+    entries = summarise(rows, [baseline], **options)
+    reference = next((e for e in entries if e["variant"] == baseline), None)
+    if reference is None:
+        raise ValueError(f"no run of {baseline}")
+    columns: dict[str, Callable[[Mapping], str]] = {
+        "method": lambda e: f"`{e['variant']}`",
+        "seeds": lambda e: str(len(e["seeds"])),
+        "test top-1": lambda e: _spread(e, "test"),
+        f"against `{baseline}` [95 %]": lambda e: _difference(e["against"][baseline]),
+        "views agree": lambda e: f"{e['view_agreement']:.3f}",
+        "cosine within a video": lambda e: f"{e['view_cosine']:.3f}",
+        "time of a step": lambda e: f"{e['step_seconds'] / reference['step_seconds']:.2f}",
+    }
+    return "\n".join([*_table(entries, columns), ""])
+
+
 def _table(
     entries: Sequence[Mapping], columns: Mapping[str, Callable[[Mapping], str]], words: int = 1
 ) -> list[str]:

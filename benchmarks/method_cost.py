@@ -3,6 +3,7 @@
     python -m benchmarks.method_cost
     python -m benchmarks.method_cost --model r3d_18 --width 1 --clip 16x112x112 --clips 32 --methods skd_srl frskd
 
+Methods are those of skd_jax.methods and the variants of benchmarks.accuracy that set a method's options.
 A step sees --clips clips for every method: one clip of each video for supervision, V clips of 1 / V as many videos
 for a method of V views. The step is the whole one, augmentation and optimiser included; teachers are the
 same network at twice the width. Each method's step and supervision's take turns, and the ratio is the median
@@ -23,9 +24,11 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from benchmarks import accuracy
 from skd_jax import augment, memory, methods, models, optim, step
 
 CLASSES, VIDEOS = 101, 1024
+OPTIONS = ("frskd_sla", "frskd_mixup", "frskd_cutmix", "skd_srl_past")  # beside every method
 
 
 class Step:
@@ -87,11 +90,12 @@ def compare(ours, reference, rounds, seconds):
 
 
 def cost(name, network, teacher, clip, clips, reference, rounds, seconds):
-    """The row of a method."""
-    given = {"teacher": network if name == "tf_kd_self" else teacher}
-    method = methods.create(
-        name, network, num_videos=VIDEOS, **(given if methods.takes_teacher(name) else {})
-    )
+    """The row of a method, or of a variant of one."""
+    chosen = accuracy.variant(name)
+    given = {key.removeprefix("method."): value for key, value in chosen.overrides.items()}
+    if methods.takes_teacher(chosen.method):
+        given["teacher"] = network if chosen.method == "tf_kd_self" else teacher
+    method = methods.create(chosen.method, network, num_videos=VIDEOS, **given)
     parts = [(stage.share, stage.method) for stage in method.earlier_stages]
     parts.append((1 - sum(share for share, _ in parts), method))
     row = {"method": name, "views": method.num_views, "seconds": 0.0, "ratio": 0.0}
@@ -128,7 +132,8 @@ def main():
     parser.add_argument("--width", type=float, default=0.25)
     parser.add_argument("--clip", default="8x64x64", help="TxSxS")
     parser.add_argument("--clips", type=int, default=16, help="of a step")
-    parser.add_argument("--methods", nargs="+", default=list(methods.names()))
+    every = [*methods.names(), *OPTIONS]
+    parser.add_argument("--methods", nargs="+", default=every, choices=every)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=1.0, help="per side and round")
     parser.add_argument("--json", type=Path, help="write the rows here too")

@@ -239,6 +239,22 @@ def test_the_table_of_views():
     assert caption.startswith("Views are the clips")
 
 
+def test_the_short_table_has_the_cells_of_the_long_one():
+    text = accuracy_table.short_markdown(ROWS, "supervised_2v", resamples=200)
+    head, _, *lines = [[c.strip() for c in ln.strip("|").split("|")] for ln in text.splitlines()]
+    short = {each[0].strip("`"): dict(zip(head, each, strict=True)) for each in lines}
+    (long, _), (views, _) = tables(ROWS)
+    assert list(short) == list(long)
+    for name, cells in short.items():
+        for column in ("seeds", "test top-1", "time of a step"):
+            assert cells[column] == long[name][column]
+        assert cells["against `supervised_2v` [95 %]"] == long[name]["against supervised_2v [95 %]"]
+        for column in ("views agree", "cosine within a video"):
+            assert cells[column] == views[name][column].split(" ±")[0]
+    with pytest.raises(ValueError, match="no run of supervised_2v"):
+        accuracy_table.short_markdown(ROWS[-1:], "supervised_2v")
+
+
 def test_the_table_says_where_hyper_parameters_come_from():
     cells, caption = table([*ROWS, row("byot", 0, 0.1, settings_from="published")])
     assert [cells[name]["hyper-parameters"] for name in ("skd_srl", "supervised", "byot")] == [

@@ -32,6 +32,8 @@ def test_rows_say_what_training_carries():
     heads.pop("model")
     assert two_views["extra"] == sum(x.size for x in jax.tree.leaves(heads)) > 0
     assert staged["extra"] > 0
+    past = row("skd_srl_past")  # the same networks, and the best past model's parameters
+    assert past["extra"] == two_views["extra"] and past["bytes"] > two_views["bytes"]
     table = method_cost.markdown([supervised, two_views])
     assert table.count("\n") == 3 and "| `skd_srl` | 2 |" in table and "none" in table
 
