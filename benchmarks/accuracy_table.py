@@ -381,8 +381,7 @@ def _spread(entry: Mapping[str, Any], key: str) -> str:
 
 def _settings(entry: Mapping[str, Any], tried: Mapping[str, int]) -> str:
     source, number = entry["settings_from"], tried.get(entry["method"])
-    of_sweep = not source.startswith(("published", "none"))
-    return f"{source} ({number})" if of_sweep and number else source
+    return f"{source} ({number})" if source.startswith("swept") and number else source
 
 
 def _teacher_clips(entry: Mapping[str, Any]) -> str:
@@ -462,6 +461,10 @@ def _said_of_settings(entries: Sequence[Mapping], tried: Mapping[str, int]) -> l
             "not tuned here"
         ),
         "swept": '"Swept" are defaults that this project chose on the validation videos',
+        "chosen here": (
+            "\"Chosen here\" are this project's, tuned nowhere and set before the variant's first test "
+            "result"
+        ),
         "given": '"Given" are those that the command set',
     }
     parts = ["All share one recipe; beyond it a method has its own hyper-parameters."]

@@ -294,6 +294,7 @@ class _Steps:
 
     def drain(self, replicas: parallel.Replicas, keep: int = 0) -> None:
         """Fetches all but the last `keep` steps; raises UserError at one that is not finite."""
+        logged = False
         while len(self._pending) > keep:
             number, values, index = self._pending.popleft()
             values = {name: float(value) for name, value in replicas.get(values).items()}
@@ -303,6 +304,10 @@ class _Steps:
             self._timed += 1
             if number % self._log_every == 0 or number == self._last_step:
                 self._flush(number)
+                logged = True
+        if logged:
+            # Not between two rows of one call: its later steps may be done already, at no rate of their own.
+            self.mark()
 
     def note(self) -> str:
         """Loss parts and the share of time spent waiting, for the progress line."""
@@ -326,7 +331,6 @@ class _Steps:
             self._log(f"step {number}: {warning}")
         self._warned = warning is not None
         self._rows = []
-        self.mark()
 
     def _not_finite(self, number: int, values: dict[str, float], index: np.ndarray) -> UserError:
         ids = list(self._ids(index))

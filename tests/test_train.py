@@ -1,10 +1,12 @@
 """The loop: what it does when the numbers go wrong, and the averaged weights."""
 
+import dataclasses
 import functools
 import json
 import os
 import re
 import signal
+import types
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -308,3 +310,23 @@ def test_the_rate_leaves_out_compilation_and_validation(tmp_path, monkeypatch):
     assert now > 3e6
     assert all(row["steps_per_second"] > 0.05 for row in rows), rows
     assert all(0 < row["data_wait"] < 1 for row in rows), rows
+
+
+def test_the_last_row_has_the_rate_of_its_steps(monkeypatch, tmp_path):
+    """Steps of a second; the last one lies behind a logged one, and both are done when they are fetched."""
+    now, rows = 0.0, []
+    monkeypatch.setattr(train.time, "monotonic", lambda: now)
+    settings = dataclasses.replace(SETTINGS, total_steps=11, log_every=5)
+    writer = types.SimpleNamespace(write=lambda step, _, values: rows.append((step, values)))
+    replicas = types.SimpleNamespace(get=lambda values: values)
+    data = train.Data(batches, validation, names)
+    steps = train._Steps(data, tmp_path, settings, lambda _: 0.1, writer, print)
+    for number in range(1, 12):
+        now += 1.0
+        steps.add(number, {"loss": 1.0, "grad_norm": 1.0}, np.arange(2))
+        steps.drain(replicas, keep=2)
+    steps.drain(replicas)
+    assert [step for step, _ in rows] == [5, 10, 11]
+    rates = [values["steps_per_second"] for _, values in rows]
+    # Of the first, two of seven seconds' steps are not fetched yet.
+    np.testing.assert_allclose(rates, [5 / 7, 5 / 4, 6 / 4])

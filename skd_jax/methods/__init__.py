@@ -20,23 +20,27 @@ from skd_jax.methods.crd import CRD
 from skd_jax.methods.cs_kd import CSKD
 from skd_jax.methods.ddgsd import DDGSD
 from skd_jax.methods.dks import DKS
-from skd_jax.methods.fitnet import NFD, FitNet
+from skd_jax.methods.fitnet import FitNet
 from skd_jax.methods.frskd import FRSKD
 from skd_jax.methods.hsakd import HSAKD
 from skd_jax.methods.icsd import ICSD
-from skd_jax.methods.kd import KD, TfKDSelf
+from skd_jax.methods.kd import KD
 from skd_jax.methods.label_smoothing import LabelSmoothing
 from skd_jax.methods.mixskd import MixSKD
+from skd_jax.methods.nfd import NFD
+from skd_jax.methods.pkt import PKT
 from skd_jax.methods.ps_kd import PSKD
-from skd_jax.methods.relational import PKT, RKD, SP
+from skd_jax.methods.rkd import RKD
 from skd_jax.methods.sad import SAD
 from skd_jax.methods.skd_srl import SKDSRL
+from skd_jax.methods.sp import SP
 from skd_jax.methods.srd import SRD
 from skd_jax.methods.srm import SRM
 from skd_jax.methods.sskd import SSKD
 from skd_jax.methods.supervised import Supervised
 from skd_jax.methods.teaching_yourself import TeachingYourself
 from skd_jax.methods.tf_kd_reg import TfKDReg
+from skd_jax.methods.tf_kd_self import TfKDSelf
 
 _METHODS: dict[str, type[Method]] = {
     "at": AT,

@@ -42,7 +42,9 @@ class PSKD(Supervised):
     def init_state(self, variables):
         del variables
         if self.num_videos < 1:
-            raise ValueError("PS-KD remembers every training video: give num_videos")
+            raise UserError(
+                "ps_kd remembers every training video; give num_videos, how many there are"
+            )
         return {"predictions": rows.empty(self.num_videos, self.model.num_classes)}
 
     def objective(self, logits, batch, state, progress, axis_name):

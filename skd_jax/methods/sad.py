@@ -7,6 +7,7 @@ import math
 import jax
 
 from skd_jax import losses
+from skd_jax.errors import UserError
 from skd_jax.methods import auxiliary
 
 
@@ -36,7 +37,9 @@ class SAD(auxiliary.AuxiliaryMethod):
         labels = self.labels(batch["label"])
         outputs = done["model"]
         if len(outputs.maps) < 2:
-            raise ValueError(f"SAD needs the maps of two stages or more, got {len(outputs.maps)}")
+            raise UserError(
+                f"sad needs a model with the maps of two stages or more, this one has {len(outputs.maps)}"
+            )
         positions = math.prod(outputs.maps[-2].shape[1:4])
         loss_ce = self.classify(outputs.logits, labels)
         loss_sad = positions**2 * sum(

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from skd_jax import losses
 from skd_jax.errors import UserError
 from skd_jax.methods.teacher_student import Connector, TeacherStudent
+from skd_jax.models.renormalised import unwrapped
 from skd_jax.models.windows import average_windows
 from skd_jax.precision import EXACT
 
@@ -34,7 +35,8 @@ def pool_as(network, maps):
     Returns:
       (B, C) float32.
     """
-    return average_windows(maps, getattr(network, "window", None)).mean(axis=(1, 2, 3))
+    window = getattr(unwrapped(network), "window", None)
+    return average_windows(maps, window).mean(axis=(1, 2, 3))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -187,6 +187,17 @@ class Connector(nn.Module):
         return nn.relu(x) if self.relu else x
 
 
+def examples_compared(seen: Seen) -> int:
+    """How many examples a loss that compares examples sees: all replicas', of a micro-batch.
+
+    PKT and SP are means over all B^2 pairs of them. What an example's row sums to does not grow with
+    B, so these means shrink as 1 / B. Their published weights, for batches of 64, are divided by 64
+    and multiplied by this number: the same at 64, and neither small nor micro-batches pull harder.
+    """
+    replicas = 1 if seen.axis_name is None else jax.lax.axis_size(seen.axis_name)
+    return replicas * len(seen.student.logits)
+
+
 def parse_stages(text: str) -> tuple[tuple[int, int], ...]:
     """ "2, 3:4, -1" -> ((2, 2), (3, 4), (-1, -1)): the student's stage and the teacher's.
 

@@ -55,3 +55,8 @@ def renormalised(
     return Renormalised(
         network, tuple((std / own_std).tolist()), tuple(((mean - own_mean) / own_std).tolist())
     )
+
+
+def unwrapped(network: nn.Module) -> nn.Module:
+    """The classifier itself, of a `renormalised` one."""
+    return network.network if isinstance(network, Renormalised) else network

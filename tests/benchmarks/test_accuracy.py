@@ -325,10 +325,10 @@ def test_the_table_says_at_which_commits_it_was_made():
     assert said([unknown], [unknown]) == "at a commit that is not known."
 
 
-def test_every_source_of_settings_is_a_methods():
+def test_every_source_of_settings_is_a_variants():
     from skd_jax import methods
 
-    assert set(accuracy.SETTINGS_FROM) <= set(methods.names())
+    assert set(accuracy.SETTINGS_FROM) <= {*methods.names(), *accuracy.VARIANTS}
 
 
 def test_plots_are_written(tmp_path):
@@ -467,6 +467,26 @@ def test_plan(data, tmp_path):
     assert "--config=configs/ucf101_tiny.py:supervised" in two.facts["command"]
     assert "--config.method.views=2" in two.facts["command"]
     assert "--config.method.lambda_kd=" in labels.facts["command"]  # defaults too
+
+
+def test_where_the_hyper_parameters_of_a_variant_come_from():
+    assert accuracy.settings_from("skd_srl") == "swept"
+    assert accuracy.settings_from("skd_srl_t4") == "chosen here"  # no sweep chose its override
+    assert accuracy.settings_from("supervised_2v") == "none"
+    assert accuracy.settings_from("frskd_sla") == accuracy.settings_from("byot") == "published"
+
+
+def test_a_value_that_is_empty_on_purpose_is_in_the_command(data, tmp_path):
+    (run,) = planned(data, tmp_path, ["fitnet"], [0], common={"method.stages": ""})
+    assert "--config.method.stages= " in run.facts["command"]
+    assert "data.root=" not in run.facts["command"]  # empty in the file too
+
+
+def test_a_test_without_views_is_refused_before_the_training(data, tmp_path):
+    common = {"eval.clips": 1}
+    with pytest.raises(UserError, match="one clip and one crop has no views that could agree"):
+        planned(data, tmp_path, ["supervised"], [0], common=common)
+    assert planned(data, tmp_path, ["supervised"], [0], common=common, test=False)
 
 
 def test_hyper_parameters_of_all_runs_are_given_too(data, tmp_path):

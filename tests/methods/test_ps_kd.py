@@ -67,7 +67,7 @@ def test_gradient_against_the_softened_target():
 def test_the_number_of_videos_is_no_hyper_parameter_and_must_be_given():
     assert "num_videos" not in methods.defaults("ps_kd")
     method = methods.create("ps_kd", Normed())
-    with pytest.raises(ValueError, match="give num_videos"):
+    with pytest.raises(UserError, match="give num_videos"):
         method.init_state({})
 
 

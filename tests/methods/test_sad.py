@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from skd_jax import losses, methods
+from skd_jax.errors import UserError
 from tests.fakes import (
     Linear,
     quick_compilation,  # noqa: F401  a fixture
@@ -52,5 +53,5 @@ def test_the_deeper_map_is_a_target():
 
 def test_a_network_of_one_stage_is_refused():
     method = create(Linear())
-    with pytest.raises(ValueError, match="SAD needs the maps of two stages or more, got 1"):
+    with pytest.raises(UserError, match="the maps of two stages or more, this one has 1"):
         run(method, init(method))

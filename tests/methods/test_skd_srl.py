@@ -189,6 +189,10 @@ def test_weights_of_the_parts_reach_their_networks():
     without = gradient(0.1, 0.0)
     assert largest([without["projector"], without["predictor"]]) == 0.0
     want = gradient_of(methods.create("supervised", Normed(), views=2), variables)["model"]
+    # L_sim trains the classifier through the embedding, and not what stands behind that.
+    pulled = jax.tree.map(jnp.subtract, both["model"], without["model"])
+    assert largest(pulled["stem"]) > 1e-4 and largest(pulled["bn"]) > 1e-4
+    assert largest(pulled["fc"]) < 1e-6 < largest(without["model"]["fc"])
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
         gradient(0.0, 0.0)["model"],

@@ -110,9 +110,15 @@ def parts(name, variables, state, student, teacher):
     return {term: scale * np.float64(loss(*pair)) for term, loss in relation.items()}
 
 
-def test_srd_pools_as_the_teacher_does():
-    """Its windows, 2 x 3 x 3 of 4 x 5 x 7 positions, weigh the border less; the student's map is larger."""
+@pytest.mark.parametrize("anew", [False, True])
+def test_srd_pools_as_the_teacher_does(anew):
+    """Its windows, 2 x 3 x 3 of 4 x 5 x 7 positions, weigh the border less; the student's map is larger.
+
+    So does a teacher whose clips are normalised anew.
+    """
     teacher = CSN(num_classes=4, stage_sizes=(1,), width=0.0625, window=(2, 3, 3))
+    if anew:
+        teacher = renormalised(teacher, ((0.5,) * 3, (0.25,) * 3), ((0.4,) * 3, (0.2,) * 3))
     clips = np.random.default_rng(0).normal(size=(2, 1, 4, 20, 28, 3)).astype(np.float32)
     given = {"clips": clips, "label": np.array([1, 3]), "index": np.arange(2)}
     method = create("srd", teacher=teacher)
