@@ -425,7 +425,8 @@ def _caption(
         ),
         (
             "Differences are paired by seed and video; intervals are percentile bootstraps over seeds "
-            f"and the {groups} groups of test videos."
+            f"and the {groups} groups of test videos; a tie counts as half a seed ahead. Of many such intervals "
+            "about one in twenty leaves out 0 where there is no difference."
         ),
         *_said_of_settings(entries, tried),
         *_said_of_teachers(rows, entries),
@@ -471,7 +472,7 @@ def _said_of_settings(entries: Sequence[Mapping], tried: Mapping[str, int]) -> l
     for word, said in sources.items():
         those = [entry for entry in entries if word in entry["settings_from"]]
         if those:
-            counted = any("(" in _settings(entry, tried) for entry in those)
+            counted = word == "swept" and any("(" in _settings(entry, tried) for entry in those)
             parts.append(
                 said + (", from as many settings as stand in brackets." if counted else ".")
             )
@@ -561,7 +562,9 @@ def sweep_markdown(rows: Sequence[Row]) -> str:
 def plot_points(rows: Sequence[Row], path: str | os.PathLike, baseline: str | None = None) -> None:
     """Draws test top-1 of every seed as a point, a method a row, the mean as a bar."""
     variants = by_variant(rows)
-    order = sorted(variants, key=lambda name: _mean_top1(variants[name]))
+    order = sorted(variants, key=lambda name: -_mean_top1(variants[name]))[
+        ::-1
+    ]  # the table's, from below
     figure, axes = _figure(7.0, 1.2 + 0.34 * len(order))
     seeds = sorted({row["seed"] for row in rows})
     for y, name in enumerate(order):
@@ -576,7 +579,8 @@ def plot_points(rows: Sequence[Row], path: str | os.PathLike, baseline: str | No
         mean = _mean_top1(variants[baseline])
         axes.axvline(mean, color="0.6", linewidth=1, linestyle="--", zorder=0)
     axes.set_yticks(range(len(order)), order)
-    axes.set_xlabel("test top-1; a point for each seed, a bar for their mean")
+    dashed = f", dashed that of {baseline}" if baseline in variants else ""
+    axes.set_xlabel(f"test top-1; a point for each seed, a bar for their mean{dashed}")
     _save(figure, path)
 
 

@@ -4,6 +4,7 @@ import re
 
 import pytest
 
+from benchmarks import accuracy, accuracy_table
 from skd_jax import methods
 from tests import tiny
 
@@ -23,6 +24,16 @@ def test_every_file_and_config_it_names_is_there():
     named = set(re.findall(r"\b(?:configs|skd_jax|docs)/[\w/]+\.(?:py|png)", readme))
     assert "configs/demo.py" in named
     assert [name for name in sorted(named) if not (tiny.REPOSITORY / name).is_file()] == []
+
+
+def test_the_accuracies_are_those_of_the_runs():
+    rows = accuracy.read_rows(tiny.REPOSITORY / "docs/results/ucf101_tiny.jsonl")
+    of_seeds = [
+        seeds for name, seeds in accuracy_table.by_variant(rows).items() if name != "teacher"
+    ]
+    assert [sorted(seeds) for seeds in of_seeds] == [list(accuracy.SEEDS)] * 17
+    readme = (tiny.REPOSITORY / "README.md").read_text()
+    assert accuracy_table.short_markdown(rows, accuracy.BASELINES[0]) in readme
 
 
 @pytest.mark.parametrize("name", methods.names())

@@ -268,6 +268,10 @@ def test_the_table_says_where_hyper_parameters_come_from():
     assert cells["skd_srl"]["hyper-parameters"] == "swept (12)"
     assert cells["supervised"]["hyper-parameters"] == "none"
     assert "from as many settings as stand in brackets" in caption and '"Published"' not in caption
+    both = row("skd_srl", 4, 0.1, settings_from="swept for skd_srl, published for the past teacher")
+    _, caption = table([*ROWS, both], tried={"skd_srl": 12})
+    assert caption.count("in brackets") == 1
+    assert "chose on the validation videos, from as many settings as stand in brackets." in caption
 
 
 def test_settings_tried_are_counted_once():
