@@ -579,7 +579,7 @@ def plot_points(rows: Sequence[Row], path: str | os.PathLike, baseline: str | No
         mean = _mean_top1(variants[baseline])
         axes.axvline(mean, color="0.6", linewidth=1, linestyle="--", zorder=0)
     axes.set_yticks(range(len(order)), order)
-    dashed = f", dashed that of {baseline}" if baseline in variants else ""
+    dashed = f"\ndashed: the mean of {baseline}" if baseline in variants else ""
     axes.set_xlabel(f"test top-1; a point for each seed, a bar for their mean{dashed}")
     _save(figure, path)
 
