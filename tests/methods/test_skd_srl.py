@@ -201,6 +201,30 @@ def test_weights_of_the_parts_reach_their_networks():
     assert largest(jax.tree.map(jnp.subtract, without["model"], want)) > 1e-5  # L_kd was there
 
 
+def test_without_its_terms_it_is_two_view_supervision():
+    ours = create(lambda_kd=0.0, lambda_sim=0.0)
+    plain = methods.create("supervised", Normed(), views=2)
+    variables = init(ours)
+    of_model = {collection: {"model": trees["model"]} for collection, trees in variables.items()}
+
+    def step(method, variables):
+        def loss(params):
+            value, (_, stats, _) = loss_of(method, {**variables, "params": params})
+            return value, stats
+
+        return jax.jit(jax.value_and_grad(loss, has_aux=True))(variables["params"])
+
+    (got, stats), gradient = step(ours, variables)
+    (want, stats_plain), gradient_plain = step(plain, of_model)
+    assert largest(gradient_plain) > 1e-2
+    for a, b in (
+        (got, want),
+        (gradient["model"], gradient_plain["model"]),
+        (stats["model"], stats_plain["model"]),
+    ):
+        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-7), a, b)
+
+
 def test_target_projection_takes_no_gradient():
     """Without the predictor, sg(z) leaves one half of the gradient of -cos(z1, z2)."""
     method = create(use_predictor=False, lambda_kd=0.0)
