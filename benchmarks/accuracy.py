@@ -67,7 +67,7 @@ SETTINGS_FROM = {
     "skd_srl_labels": "swept for skd_srl",
     "skd_srl_similarity": "swept for skd_srl",
     "skd_srl_past": "swept for skd_srl, published for the past teacher",
-    "skd_srl_t4": "chosen here",
+    "skd_srl_t4": "tried in skd_srl's sweep",
     "ddgsd": "published in part",  # the weight of its third term is recalled
     "icsd": "published in part",  # the weight of its own term is this project's
     "nfd": "published in part",  # likewise
@@ -663,7 +663,7 @@ def _table(results: Path, baselines: Sequence[str], short: bool = False) -> None
     if not rows:
         raise UserError(f"{results} holds no finished run")
     if short:
-        print(accuracy_table.short_markdown(rows, baselines[0]), end="")
+        print(accuracy_table.short_markdown(rows, baselines), end="")
         return
     if all("setting" in row for row in rows):  # of a sweep
         _write(results.with_suffix(".md"), accuracy_table.sweep_markdown(rows))
@@ -677,7 +677,12 @@ def _table(results: Path, baselines: Sequence[str], short: bool = False) -> None
     ]
     sweeps = sorted(results.parent.glob(f"{results.stem}*_sweep.jsonl"))
     swept = [row for path in sweeps for row in read_rows(path)]
-    text = accuracy_table.markdown(rows, baselines, accuracy_table.settings_tried(swept))
+    defaults = {
+        row["method"]: {f"method.{k}": v for k, v in methods.defaults(row["method"]).items()}
+        for row in swept
+    }
+    tried = accuracy_table.settings_tried(swept, defaults)
+    text = accuracy_table.markdown(rows, baselines, tried)
     _write(results.with_suffix(".md"), text)
     accuracy_table.plot_points(rows, results.with_suffix(".png"), baselines[0])
     accuracy_table.plot_validation(

@@ -118,8 +118,10 @@ def _train(folder: Path, spec: Mapping[str, Any], log) -> dict[str, Any] | None:
         return None
     wall = time.monotonic() - start
     trained = classifier.load(folder, log)
+    rows = metrics.read_rows(folder / "metrics.jsonl")
     result = {
-        **validation_of(metrics.read_rows(folder / "metrics.jsonl")),
+        **validation_of(rows),
+        "losses": losses_of(rows),
         "checkpoint_step": trained.step,
         "parameters": trained.num_parameters,
         "wall_seconds": round(wall, 1),
@@ -203,6 +205,13 @@ def validation_of(rows: list[dict]) -> dict[str, Any]:
         "validation_late": statistics.fmean(tops[-_LATE:]),
         "validation_curve": curve,
     }
+
+
+def losses_of(rows: list[dict]) -> dict[str, float]:
+    """The loss and its parts, each before its weight, at the last training steps of a metrics file."""
+    training = [row for row in rows if row["split"] == "train"]
+    last = training[-1] if training else {}
+    return {key: value for key, value in last.items() if key.startswith("loss")}
 
 
 def speed(folders: list[Path]) -> dict[str, float]:

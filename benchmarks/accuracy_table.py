@@ -273,26 +273,29 @@ def markdown(
     return "\n".join([*parts, "", *_table_of_views(entries, next(iter(baselines), "")), ""])
 
 
-def short_markdown(rows: Sequence[Row], baseline: str, **options: Any) -> str:
-    """What the README shows of `markdown`: few columns, against one baseline.
+def short_markdown(rows: Sequence[Row], baselines: Sequence[str], **options: Any) -> str:
+    """What the README shows of `markdown`: fewer columns.
 
     Args:
-      rows: of finished runs, some of the baseline among them.
-      baseline: variant to subtract, whose time of a step is 1.
+      rows: of finished runs, some of the first baseline among them.
+      baselines: variants to subtract; the time of a step of the first is 1.
       **options: of `paired_interval`.
 
     Raises:
-      ValueError: no run of the baseline.
+      ValueError: no run of the first baseline.
     """
-    entries = summarise(rows, [baseline], **options)
-    reference = next((e for e in entries if e["variant"] == baseline), None)
+    entries = summarise(rows, baselines, **options)
+    reference = next((e for e in entries if e["variant"] == baselines[0]), None)
     if reference is None:
-        raise ValueError(f"no run of {baseline}")
+        raise ValueError(f"no run of {baselines[0]}")
     columns: dict[str, Callable[[Mapping], str]] = {
         "method": lambda e: f"`{e['variant']}`",
         "seeds": lambda e: str(len(e["seeds"])),
         "test top-1": lambda e: _spread(e, "test"),
-        f"against `{baseline}` [95 %]": lambda e: _difference(e["against"][baseline]),
+    }
+    for name in reference["against"]:
+        columns[f"against `{name}` [95 %]"] = lambda e, name=name: _difference(e["against"][name])
+    columns |= {
         "views agree": lambda e: f"{e['view_agreement']:.3f}",
         "cosine within a video": lambda e: f"{e['view_cosine']:.3f}",
         "time of a step": lambda e: f"{e['step_seconds'] / reference['step_seconds']:.2f}",
@@ -346,10 +349,19 @@ def chance_bound(videos: int, classes: int, probability: float = 0.001) -> float
     raise ValueError(f"a probability of {probability} is above 1")
 
 
-def settings_tried(rows: Sequence[Row]) -> dict[str, int]:
-    """{method: how many different settings} among the rows of sweeps; the same at two lengths is one."""
+def settings_tried(
+    rows: Sequence[Row], defaults: Mapping[str, Mapping[str, Any]] | None = None
+) -> dict[str, int]:
+    """{method: how many different settings} among the rows of sweeps; the same at two lengths is one.
+
+    Args:
+      rows: of sweeps.
+      defaults: {method: {key of its settings: value}}, for a key that came later and that no row has at
+        its default.
+    """
     found: dict[str, set[str]] = {}
     for row, values in zip(rows, _filled(rows), strict=True):
+        values = {**(defaults or {}).get(row["method"], {}), **values}
         values = {k: v for k, v in values.items() if not k.startswith(("train.", "optim."))}
         found.setdefault(row["method"], set()).add(json.dumps(values, sort_keys=True))
     return {method: len(settings) for method, settings in found.items()}
@@ -425,11 +437,13 @@ def _caption(
         ),
         (
             "Differences are paired by seed and video; intervals are percentile bootstraps over seeds "
-            f"and the {groups} groups of test videos; a tie counts as half a seed ahead. Of many such intervals "
-            "about one in twenty leaves out 0 where there is no difference."
+            f"and the {groups} groups of test videos, wider rather than narrower than they should be "
+            "(`paired_interval`); a tie counts as half a seed ahead. They are not widened for the number of "
+            "comparisons."
         ),
         *_said_of_settings(entries, tried),
         *_said_of_teachers(rows, entries),
+        *_said_of_dictionaries(rows),
     ]
     if reference:
         parts.append(
@@ -462,9 +476,9 @@ def _said_of_settings(entries: Sequence[Mapping], tried: Mapping[str, int]) -> l
             "not tuned here"
         ),
         "swept": '"Swept" are defaults that this project chose on the validation videos',
-        "chosen here": (
-            "\"Chosen here\" are this project's, tuned nowhere and set before the variant's first test "
-            "result"
+        "tried": (
+            '"Tried" is one of the settings of that sweep, not the one chosen there; it became a variant '
+            "before its first test result"
         ),
         "given": '"Given" are those that the command set',
     }
@@ -507,6 +521,22 @@ def _said_of_teachers(rows: Sequence[Row], entries: Sequence[Mapping]) -> list[s
     return parts
 
 
+def _said_of_dictionaries(rows: Sequence[Row]) -> list[str]:
+    """How good the dictionaries of SRM's first stage were when it ended."""
+    parts = []
+    for name, runs in by_variant(rows).items():
+        ended = [row["stages"]["dictionary"] for row in runs.values() if "stages" in row]
+        if ended:
+            errors = [each["reconstruction_error"] for each in ended]
+            atoms = [each["atoms_in_use"] for each in ended]
+            parts.append(
+                f"The dictionaries of {name} ended, from seed to seed, at a relative reconstruction error of "
+                f"{min(errors):.2f} to {max(errors):.2f} (1 is that of zeros), with {min(atoms):.0%} to "
+                f"{max(atoms):.0%} of their atoms in use."
+            )
+    return parts
+
+
 def _said_of_commits(rows: Sequence[Row]) -> str:
     runs = [row["commits"] for row in rows]
     names = sorted({each["commit"][:7] for used in runs for each in used if each["commit"]})
@@ -523,7 +553,7 @@ def _said_of_commits(rows: Sequence[Row]) -> str:
 
 
 def sweep_markdown(rows: Sequence[Row]) -> str:
-    """Settings tried on validation, best first; those of two commits stand apart.
+    """Settings tried on validation, best first on the seeds that all have; those of two commits stand apart.
 
     Args:
       rows: with "variant", "setting" {dotted key: value}, "settings" (all values of the config), "commits",
@@ -542,20 +572,29 @@ def sweep_markdown(rows: Sequence[Row]) -> str:
         label = f"{row['variant']}: {name}" if name else row["variant"]
         commits = ", ".join(c["commit"][:7] or "unknown" for c in row.get("commits", []))
         found.setdefault((label, commits or "unknown"), []).append(row)
-    head = ["variant and setting", "commit", "seeds", "late validation top-1"]
-    lines = [_line([*head, "best validation top-1"])]
-    lines.append(_line(["---", "---", "---:", "---:", "---:"]))
+    shared = set.intersection(*({row["seed"] for row in runs} for runs in found.values()))
+    apart = any({row["seed"] for row in runs} != shared for runs in found.values())
+    same = (
+        f"late, seeds {', '.join(str(seed) for seed in sorted(shared))}" if apart and shared else ""
+    )
 
-    def mean(key):
-        return lambda runs: statistics.fmean(row[key] for row in runs)
+    def late(runs: Sequence[Row]) -> float:
+        """Over the seeds that all settings have; means over different seeds do not compare."""
+        return statistics.fmean(
+            row["validation_late"] for row in runs if not shared or row["seed"] in shared
+        )
 
-    late = mean("validation_late")
+    head = ["variant and setting", "commit", *([same] if same else []), "seeds"]
+    lines = [_line([*head, "late validation top-1", "best validation top-1"])]
+    lines.append(_line(["---", "---", *["---:"] * len(head)]))
     for (name, commits), runs in sorted(found.items(), key=lambda item: -late(item[1])):
         tops = [row["validation_late"] for row in runs]
         deviation = f" ± {statistics.stdev(tops):.3f}" if len(tops) > 1 else ""
-        best = mean("validation_top1")(runs)
+        best = statistics.fmean(row["validation_top1"] for row in runs)
         seeds = ", ".join(str(seed) for seed in sorted(row["seed"] for row in runs))
-        lines.append(_line([name, commits, seeds, f"{late(runs):.3f}{deviation}", f"{best:.3f}"]))
+        values_of = [*([f"{late(runs):.3f}"] if same else []), seeds]
+        values_of += [f"{statistics.fmean(tops):.3f}{deviation}", f"{best:.3f}"]
+        lines.append(_line([name, commits, *values_of]))
     return "\n".join([*lines, ""])
 
 

@@ -240,7 +240,7 @@ def test_the_table_of_views():
 
 
 def test_the_short_table_has_the_cells_of_the_long_one():
-    text = accuracy_table.short_markdown(ROWS, "supervised_2v", resamples=200)
+    text = accuracy_table.short_markdown(ROWS, accuracy.BASELINES, resamples=200)
     head, _, *lines = [[c.strip() for c in ln.strip("|").split("|")] for ln in text.splitlines()]
     short = {each[0].strip("`"): dict(zip(head, each, strict=True)) for each in lines}
     (long, _), (views, _) = tables(ROWS)
@@ -248,11 +248,12 @@ def test_the_short_table_has_the_cells_of_the_long_one():
     for name, cells in short.items():
         for column in ("seeds", "test top-1", "time of a step"):
             assert cells[column] == long[name][column]
-        assert cells["against `supervised_2v` [95 %]"] == long[name]["against supervised_2v [95 %]"]
+        for other in accuracy.BASELINES:
+            assert cells[f"against `{other}` [95 %]"] == long[name][f"against {other} [95 %]"]
         for column in ("views agree", "cosine within a video"):
             assert cells[column] == views[name][column].split(" ±")[0]
     with pytest.raises(ValueError, match="no run of supervised_2v"):
-        accuracy_table.short_markdown(ROWS[-1:], "supervised_2v")
+        accuracy_table.short_markdown(ROWS[-1:], accuracy.BASELINES)
 
 
 def test_the_table_says_where_hyper_parameters_come_from():
@@ -289,6 +290,12 @@ def test_settings_tried_are_counted_once():
     rows.append(swept("ddgsd"))
     assert accuracy_table.settings_tried(rows) == {"skd_srl": 2, "ddgsd": 1}
     assert accuracy_table.settings_tried([]) == {}
+    # One that no row has at its default.
+    later = {"settings": {"method.lambda_sim": 0.2, "method.ramp_up": 0.0}}
+    rows[-2] |= later | {"setting": {"method.ramp_up": 0.0}}
+    assert accuracy_table.settings_tried(rows)["skd_srl"] == 3
+    defaults = {"skd_srl": {"method.ramp_up": 0.0}}
+    assert accuracy_table.settings_tried(rows, defaults) == {"skd_srl": 2, "ddgsd": 1}
 
 
 def test_the_table_says_what_teachers_cost_and_who_shares_one():
@@ -312,6 +319,15 @@ def test_the_table_says_what_teachers_cost_and_who_shares_one():
     assert "teacher of seed 7, taught all runs of srm:" in caption
     assert "Every run of tf_kd_self has a teacher of its own, the run of supervised_2v" in caption
     assert "taught" not in table(ROWS)[1]
+
+
+def test_the_table_says_how_good_dictionaries_were():
+    ended = [{"reconstruction_error": e, "atoms_in_use": a} for e, a in ((0.514, 0.25), (0.6, 0.4))]
+    rows = [row("srm", i, 0.1, stages={"dictionary": each}) for i, each in enumerate(ended)]
+    said = "srm ended, from seed to seed, at a relative reconstruction error of 0.51 to 0.60"
+    caption = table([*ROWS, *rows])[1]
+    assert said in caption and "with 25% to 40% of their atoms in use" in caption
+    assert "dictionaries" not in table(ROWS)[1]
 
 
 def test_the_table_says_at_which_commits_it_was_made():
@@ -369,8 +385,9 @@ def test_sweep_table_is_ordered_by_what_no_choice_has_favoured():
     ]
     del rows[3]["settings"]["method.b"]  # not there yet
     del rows[0]["commits"]
-    lines = accuracy_table.sweep_markdown(rows).splitlines()[2:]
-    assert lines == [
+    text = accuracy_table.sweep_markdown(rows)
+    assert "late, seeds" not in text  # no seed that all have
+    assert text.splitlines()[2:] == [
         "| skd_srl: a=1, b=0 | abcdef0 | 0 | 0.800 | 0.900 |",
         "| skd_srl: a=0, b=0 | 0123456 | 0 | 0.700 | 0.900 |",
         "| skd_srl: a=1, b=0 | 0123456 | 1 | 0.600 | 0.900 |",
@@ -378,8 +395,13 @@ def test_sweep_table_is_ordered_by_what_no_choice_has_favoured():
         "| skd_srl: a=1, b=3 | 0123456 | 0 | 0.200 | 0.900 |",
     ]
     rows[0]["commits"] = rows[1]["commits"]
-    both = "| skd_srl: a=1, b=0 | 0123456 | 0, 1 | 0.550 ± 0.071 | 0.900 |"
-    assert both in accuracy_table.sweep_markdown(rows)
+    rows[4]["validation_late"] = 0.52  # below the mean of the two seeds, above the one it has too
+    head, _, *lines = accuracy_table.sweep_markdown(rows).splitlines()
+    assert "| commit | late, seeds 0 | seeds | late validation top-1 |" in head
+    assert lines[-2:] == [
+        "| skd_srl: a=1, b=3 | 0123456 | 0.520 | 0 | 0.520 | 0.900 |",
+        "| skd_srl: a=1, b=0 | 0123456 | 0.500 | 0, 1 | 0.550 ± 0.071 | 0.900 |",
+    ]
     alone = [{**rows[2], "variant": "supervised_2v"}]
     assert "| supervised_2v | 0123456 | 0 |" in accuracy_table.sweep_markdown(alone)
 
@@ -475,7 +497,7 @@ def test_plan(data, tmp_path):
 
 def test_where_the_hyper_parameters_of_a_variant_come_from():
     assert accuracy.settings_from("skd_srl") == "swept"
-    assert accuracy.settings_from("skd_srl_t4") == "chosen here"  # no sweep chose its override
+    assert accuracy.settings_from("skd_srl_t4") == "tried in skd_srl's sweep"
     assert accuracy.settings_from("supervised_2v") == "none"
     assert accuracy.settings_from("frskd_sla") == accuracy.settings_from("byot") == "published"
 
@@ -657,6 +679,9 @@ def test_validation_and_speed(tmp_path):
     assert got["validation_curve"][0] == [1, 0.1]
     averaged = accuracy_run.validation_of([rows[0] | {"ema_top1": 0.9}])
     assert averaged["validation_top1"] == 0.9
+    losses = [{"step": s, "split": "train", "top1": 1.0, "loss": s, "loss_kd": 2.5} for s in (1, 2)]
+    assert accuracy_run.losses_of([*losses, {**rows[0], "loss": 9}]) == {"loss": 2, "loss_kd": 2.5}
+    assert accuracy_run.losses_of(rows) == {}
     for name, rates in (("a", [1, 2, 8]), ("b", [4])):
         (tmp_path / name).mkdir()
         lines = [
