@@ -21,7 +21,7 @@ def test_the_library_example():
 
 def test_every_file_and_config_it_names_is_there():
     readme = (tiny.REPOSITORY / "README.md").read_text()
-    named = set(re.findall(r"\b(?:configs|skd_jax|docs)/[\w/]+\.(?:py|png)", readme))
+    named = set(re.findall(r"\b(?:configs|skd_jax|docs)/[\w/]+\.(?:py|png|md)", readme))
     assert "configs/demo.py" in named
     assert [name for name in sorted(named) if not (tiny.REPOSITORY / name).is_file()] == []
 
@@ -34,6 +34,17 @@ def test_the_accuracies_are_those_of_the_runs():
     assert [sorted(seeds) for seeds in of_seeds] == [list(accuracy.SEEDS)] * 17
     readme = (tiny.REPOSITORY / "README.md").read_text()
     assert accuracy_table.short_markdown(rows, accuracy.BASELINES) in readme
+
+
+def test_every_method_beats_chance_on_the_demo():
+    rows = accuracy.read_rows(tiny.REPOSITORY / "docs/results/demo.jsonl")
+    assert {row["method"] for row in rows} == set(methods.names())
+    data = rows[0]["data"]
+    bound = accuracy_table.chance_bound(data["test"], data["classes"])
+    lowest = min(row["test_top1"] for row in rows)
+    assert lowest > 2 * bound
+    said = (tiny.REPOSITORY / "docs/methods.md").read_text()
+    assert f"right in {lowest:.3f} of the test videos; guessing reaches {bound:.3f}" in said
 
 
 @pytest.mark.parametrize("name", methods.names())
