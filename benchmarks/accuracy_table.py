@@ -9,7 +9,7 @@ import json
 import math
 import os
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -254,8 +254,7 @@ def markdown(
         "seeds": lambda e: str(len(e["seeds"])),
         "test top-1": lambda e: _spread(e, "test"),
     }
-    for name in shown:
-        columns[f"against {name} [95 %]"] = lambda e, name=name: _difference(e["against"][name])
+    columns |= _columns_against(shown)
     columns |= {
         "validation": lambda e: f"{e['validation']:.3f}",
         "clips seen": lambda e: f"{e['clips_seen']:,.0f}" + _teacher_clips(e),
@@ -293,14 +292,22 @@ def short_markdown(rows: Sequence[Row], baselines: Sequence[str], **options: Any
         "seeds": lambda e: str(len(e["seeds"])),
         "test top-1": lambda e: _spread(e, "test"),
     }
-    for name in reference["against"]:
-        columns[f"against `{name}` [95 %]"] = lambda e, name=name: _difference(e["against"][name])
+    columns |= _columns_against(reference["against"], quote="`")
     columns |= {
         "views agree": lambda e: f"{e['view_agreement']:.3f}",
         "cosine within a video": lambda e: f"{e['view_cosine']:.3f}",
         "time of a step": lambda e: f"{e['step_seconds'] / reference['step_seconds']:.2f}",
     }
     return "\n".join([*_table(entries, columns), ""])
+
+
+def _columns_against(
+    baselines: Iterable[str], quote: str = ""
+) -> dict[str, Callable[[Mapping], str]]:
+    return {
+        f"against {quote}{name}{quote} [95 %]": lambda e, name=name: _difference(e["against"][name])
+        for name in baselines
+    }
 
 
 def _table(
@@ -525,7 +532,8 @@ def _said_of_dictionaries(rows: Sequence[Row]) -> list[str]:
     """How good the dictionaries of SRM's first stage were when it ended."""
     parts = []
     for name, runs in by_variant(rows).items():
-        ended = [row["stages"]["dictionary"] for row in runs.values() if "stages" in row]
+        stages = [row.get("stages", {}) for row in runs.values()]
+        ended = [each["dictionary"] for each in stages if "dictionary" in each]
         if ended:
             errors = [each["reconstruction_error"] for each in ended]
             atoms = [each["atoms_in_use"] for each in ended]
@@ -601,9 +609,8 @@ def sweep_markdown(rows: Sequence[Row]) -> str:
 def plot_points(rows: Sequence[Row], path: str | os.PathLike, baseline: str | None = None) -> None:
     """Draws test top-1 of every seed as a point, a method a row, the mean as a bar."""
     variants = by_variant(rows)
-    order = sorted(variants, key=lambda name: -_mean_top1(variants[name]))[
-        ::-1
-    ]  # the table's, from below
+    order = sorted(variants, key=lambda name: -_mean_top1(variants[name]))
+    order.reverse()  # the table's order, but the axis begins below
     figure, axes = _figure(7.0, 1.2 + 0.34 * len(order))
     seeds = sorted({row["seed"] for row in rows})
     for y, name in enumerate(order):
