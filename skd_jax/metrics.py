@@ -10,6 +10,8 @@ from pathlib import Path
 from tensorboard.compat.proto import event_pb2, summary_pb2
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
+from skd_jax import quiet
+
 # Directions spread evenly over the sphere have a spread of 1, features after a ReLU about 0.5, a
 # constant 0: below this the views agree because there is nothing left to tell apart.
 COLLAPSED_STD = 0.1
@@ -34,7 +36,8 @@ class MetricsWriter:
         part.write_text("".join(json.dumps(row) + "\n" for row in rows))
         os.replace(part, path)
         self._file = path.open("a")
-        self._events = EventFileWriter(str(Path(folder) / "tensorboard"))
+        with quiet.standard_error():  # it imports TensorFlow where that is installed
+            self._events = EventFileWriter(str(Path(folder) / "tensorboard"))
         # Tells TensorBoard to drop what an interrupted run wrote of the steps that come again.
         start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
         self._events.add_event(event_pb2.Event(step=first_step + 1, session_log=start))

@@ -71,6 +71,7 @@ def test_training_leaves_results_and_says_where(trained):
         "--mode=predict",
     ):
         assert words in output, words
+    assert "absl::InitializeLog" not in output  # nor what TensorFlow's C++ says at its import
 
 
 def test_terminated_and_killed_run_ends_in_the_same_parameters(trained, folder, cache):

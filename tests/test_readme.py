@@ -1,6 +1,7 @@
 """What the README shows runs, and what it and docs/ name is there."""
 
 import re
+import statistics
 
 import pytest
 
@@ -34,6 +35,20 @@ def test_the_accuracies_are_those_of_the_runs():
     assert [sorted(seeds) for seeds in of_seeds] == [list(accuracy.SEEDS)] * 17
     readme = (tiny.REPOSITORY / "README.md").read_text()
     assert accuracy_table.short_markdown(rows, accuracy.BASELINES) in readme
+
+
+def test_the_demo_s_accuracies_are_those_of_the_runs():
+    rows = accuracy.read_rows(tiny.REPOSITORY / "docs/results/demo_seeds.jsonl")
+    said = {}
+    for name, runs in accuracy_table.by_variant(rows).items():
+        assert sorted(runs) == list(accuracy.SEEDS)
+        tops = [row["test_top1"] for row in runs.values()]
+        said[name] = f"{statistics.fmean(tops):.3f} ± {statistics.stdev(tops):.3f}"
+    readme = " ".join((tiny.REPOSITORY / "README.md").read_text().split())
+    assert (
+        f"SKD-SRL ended at {said['skd_srl']}, supervision on two views at {said['supervised_2v']} and on "
+        f"one at {said['supervised']}"
+    ) in readme
 
 
 def test_every_method_beats_chance_on_the_demo():

@@ -20,41 +20,22 @@ T*S*S*3 bytes per thread. Of the data set only the places of its frames enter, 1
 import atexit
 import collections
 import concurrent.futures
-import contextlib
 import functools
 import os
-import tempfile
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
+from skd_jax import quiet
 from skd_jax.data.cores import available_cores
 from skd_jax.data.files import is_remote
 from skd_jax.data.plans import BatchPlan, batch_of
 from skd_jax.errors import UserError
 
-
-@contextlib.contextmanager
-def _quiet():
-    """Holds back what C++ writes to standard error, and shows it only if the block fails."""
-    with tempfile.TemporaryFile() as held:
-        saved = os.dup(2)
-        os.dup2(held.fileno(), 2)
-        try:
-            yield
-        except BaseException:
-            held.seek(0)
-            os.write(saved, held.read())
-            raise
-        finally:
-            os.dup2(saved, 2)
-            os.close(saved)
-
-
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-with _quiet():
+with quiet.standard_error():
     import tensorflow as tf
 
     # TensorFlow would otherwise claim the accelerators' memory before JAX does.
