@@ -26,6 +26,9 @@ FILE_sweep.jsonl and FILE_..._sweep.jsonl beside FILE.jsonl, tell the table how 
 `--set data.in_memory=True` holds the frames of a small data set in memory, decoded once; it needs no
 TensorFlow, once the data set is prepared.
 
+A results file is of one split and one choice of classes; others, `--set data.split=2`, have a --prepared,
+--runs and --results of their own.
+
 Every run has a workdir below --runs and goes on from its last checkpoint when the same command is given
 again; finished ones are in the results file, a JSON object a line, and are not run again. A row names the
 commits of the code that its run has used, from its start to its end. Runs of a method that learns from a

@@ -444,13 +444,14 @@ def _caption(
         ),
         (
             "Differences are paired by seed and video; intervals are percentile bootstraps over seeds "
-            f"and the {groups} groups of test videos, wider rather than narrower than they should be "
-            "(`paired_interval`); a tie counts as half a seed ahead. They are not widened for the number of "
-            "comparisons."
+            f"and the {groups} groups of test videos, mostly wider than they should be, narrower where hardly "
+            "anything but the seed makes runs differ (`paired_interval`); a tie counts as half a seed ahead. "
+            "They are not widened for the number of comparisons."
         ),
         *_said_of_settings(entries, tried),
         *_said_of_teachers(rows, entries),
         *_said_of_dictionaries(rows),
+        *_said_of_labels(rows),
     ]
     if reference:
         parts.append(
@@ -525,6 +526,21 @@ def _said_of_teachers(rows: Sequence[Row], entries: Sequence[Mapping]) -> list[s
             f"Every run of {entry['variant']} has a teacher of its own, the run of {names} with its "
             "seed, and so costs two trainings."
         )
+    return parts
+
+
+def _said_of_labels(rows: Sequence[Row]) -> list[str]:
+    """Which variants learn from the labels of fewer clips than they see."""
+    parts = []
+    for name, runs in by_variant(rows).items():
+        row = next(iter(runs.values()))
+        before = sum(stage.get("step", 0) for stage in row.get("stages", {}).values())
+        if before:
+            parts.append(
+                f"{name} uses no labels in the first {before / row['steps']:.0%} of its steps."
+            )
+        if row["method"] == "cs_kd":
+            parts.append(f"Half of the clips of {name} are partners, whose labels it does not use.")
     return parts
 
 

@@ -22,7 +22,7 @@ def test_the_library_example():
 
 def test_every_file_and_config_it_names_is_there():
     readme = (tiny.REPOSITORY / "README.md").read_text()
-    named = set(re.findall(r"\b(?:configs|skd_jax|docs)/[\w/]+\.(?:py|png|md)", readme))
+    named = set(re.findall(r"\b(?:configs|skd_jax|docs|benchmarks)/[\w/]+\.(?:py|png|md)", readme))
     assert "configs/demo.py" in named
     assert [name for name in sorted(named) if not (tiny.REPOSITORY / name).is_file()] == []
 
@@ -35,6 +35,60 @@ def test_the_accuracies_are_those_of_the_runs():
     assert [sorted(seeds) for seeds in of_seeds] == [list(accuracy.SEEDS)] * 17
     readme = (tiny.REPOSITORY / "README.md").read_text()
     assert accuracy_table.short_markdown(rows, accuracy.BASELINES) in readme
+
+
+def test_what_it_says_of_the_comparison_is_so():
+    rows = accuracy.read_rows(tiny.REPOSITORY / "docs/results/ucf101_tiny.jsonl")
+    runs = accuracy_table.by_variant(rows)
+    readme = " ".join((tiny.REPOSITORY / "README.md").read_text().split())
+    entries = accuracy_table.summarise(rows, accuracy.BASELINES)
+    of = {entry["variant"]: entry for entry in entries}
+    compared = [entry for entry in entries if entry["variant"] != "teacher"]
+
+    for entry in compared:
+        for against in entry["against"].values():
+            assert against is None or against["low"] < 0 < against["high"]
+    assert "the 95 % interval of every difference in test top-1 includes 0" in readme
+    tops = sorted((entry["test"] for entry in compared), reverse=True)
+    assert tops.index(of["skd_srl"]["test"]) == 11 and "twelfth of seventeen" in readme
+    for key, said in (
+        ("view_agreement", "Its views agree in {:.3f} more of their pairs"),
+        ("view_cosine", "embeddings' cosine is {:.3f} higher"),
+    ):
+        more = of["skd_srl"][key] - of["supervised_2v"][key]
+        assert said.format(more) in readme
+    students = [of[name]["test"] for name in ("kd", "at", "srm")]
+    assert of["teacher"]["test"] < min(students)
+    assert f"ended below its students' means ({of['teacher']['test']:.3f})" in readme
+
+    pairs = [(runs["skd_srl_labels"][i], runs["supervised_2v"][i]) for i in accuracy.SEEDS]
+    furthest = max(abs(a["test_top1"] - b["test_top1"]) for a, b in pairs)
+    assert f"the two end up to {furthest:.3f} apart" in readme
+    weights = [
+        row["settings"]["method.lambda_kd"] * row["losses"]["loss_kd"] / row["losses"]["loss_ce"]
+        for row, _ in pairs
+    ]
+    assert f"weigh {min(weights):.3f} to {max(weights):.3f} of its cross-entropy" in readme
+    both = [(entry["validation"], entry["test"]) for entry in compared]
+    correlation = statistics.correlation(*zip(*both, strict=True))
+    assert f"correlate at {correlation:.2f}" in readme
+    srm = runs["srm"][0]
+    unlabelled = sum(stage["step"] for stage in srm["stages"].values()) / srm["steps"]
+    assert f"SRM the first {100 * unlabelled:.0f} % without any" in readme
+
+
+def test_what_it_says_of_the_demo_s_embeddings_is_so():
+    rows = accuracy.read_rows(tiny.REPOSITORY / "docs/results/demo_seeds.jsonl")
+    of = {e["variant"]: e for e in accuracy_table.summarise(rows, accuracy.BASELINES)}
+    more = of["skd_srl"]["views_against"]["view_cosine"]
+    readme = " ".join((tiny.REPOSITORY / "README.md").read_text().split())
+    interval = f"({more['difference']:+.3f} [{more['low']:+.3f}, {more['high']:+.3f}])"
+    cosines = f"({of['skd_srl']['view_cosine']:.3f} against {of['supervised']['view_cosine']:.3f})"
+    assert f"supervision on two views {interval}, but not than on one {cosines}" in readme
+    once = [
+        row["test_top1"] for row in accuracy.read_rows(tiny.REPOSITORY / "docs/results/demo.jsonl")
+    ]
+    assert f"{min(once):.3f} to {max(once):.3f}, when its batches were half as large" in readme
 
 
 def test_the_demo_s_accuracies_are_those_of_the_runs():

@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -328,6 +329,20 @@ def test_the_table_says_how_good_dictionaries_were():
     caption = table([*ROWS, *rows])[1]
     assert said in caption and "with 25% to 40% of their atoms in use" in caption
     assert "dictionaries" not in table(ROWS)[1]
+
+
+def test_the_table_says_which_clips_are_seen_without_labels():
+    dictionary = {"step": 10, "reconstruction_error": 0.5, "atoms_in_use": 0.5}
+    stages = {"dictionary": dictionary, "student": {"step": 30}}
+    rows = [
+        row("srm", 0, 0.1, stages=stages, steps=100),
+        row("cs_kd", 0, 0.1),
+        row("kd", 0, 0.1, stages={}),
+    ]
+    caption = table([*ROWS, *rows])[1]
+    assert "srm uses no labels in the first 40% of its steps." in caption
+    assert "Half of the clips of cs_kd are partners" in caption
+    assert caption.count("labels") == 2
 
 
 def test_the_table_says_at_which_commits_it_was_made():
@@ -758,6 +773,46 @@ def test_a_run_keeps_every_commit_that_it_used(checkout, tmp_path):
     assert accuracy_run.note_commit(tmp_path / "older", resumed=True) == [unknown, now()]
 
 
+def test_trains_and_tests_where_tensorflow_is_not_installed(tmp_path):
+    """A process that cannot import it, as on a machine with a GPU and little else, gets clips as arrays."""
+    from skd_jax import datasets
+
+    config = tiny.config(tmp_path)
+    folder = datasets.ensure_prepared(config, lambda _: None)
+    common = {**_tiny_values(), "data.in_memory": True, "train.duration": "2 steps"}
+    (run,) = accuracy.plan(
+        "configs/demo.py", ["supervised"], [3], folder, tmp_path / "runs", common=common
+    )
+    spec = tmp_path / "spec.json"
+    spec.write_text(json.dumps(run.spec))
+    code = f"""
+import sys
+sys.modules["tensorflow"] = sys.modules["tensorflow_datasets"] = None
+sys.argv = ["accuracy_run", {str(spec)!r}]
+from benchmarks import accuracy_run
+accuracy_run.main()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tiny.REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    measured = json.loads((tmp_path / "runs/supervised-seed3" / accuracy_run.MEASURED).read_text())
+    assert sum(map(len, measured["test_correct"].values())) == 16
+
+
+def _tiny_values():
+    return {
+        key: value
+        for key, value in tiny._VALUES.items()
+        if not key.startswith(("method.", "data.synthetic", "train.checkpoint", "data.workers"))
+    }
+
+
 def test_a_default_that_changed_since_the_planning_is_refused(data, tmp_path):
     (run,) = planned(data, tmp_path, ["skd_srl"], [0])
     run.spec["settings"]["method.temperature"] = 3.0
@@ -772,11 +827,7 @@ def test_a_tiny_run_for_real(tmp_path, monkeypatch):
 
     config = tiny.config(tmp_path)
     folder = datasets.ensure_prepared(config, lambda _: None)
-    common = {
-        key: value
-        for key, value in tiny._VALUES.items()
-        if not key.startswith(("method.", "data.synthetic", "train.checkpoint", "data.workers"))
-    } | {"train.duration": "4 steps", "train.eval_every": "2 steps"}
+    common = _tiny_values() | {"train.duration": "4 steps", "train.eval_every": "2 steps"}
     (run,) = accuracy.plan(
         "configs/demo.py",
         ["supervised"],
