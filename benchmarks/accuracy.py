@@ -657,7 +657,9 @@ def _run(arguments: argparse.Namespace) -> None:
             extra,
         )
     if failed:
-        raise UserError(f"{len(failed)} runs failed; the same command goes on with them")
+        raise UserError(
+            f"{len(failed)} runs failed; where the cause is gone, the same command goes on with them"
+        )
     _table(arguments.results, BASELINES)
 
 

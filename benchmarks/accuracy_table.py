@@ -432,6 +432,7 @@ def _caption(
     groups = len(rows[0]["test_correct"])
     seen = sorted({row["clips_seen"] for row in rows})
     budget = " or ".join(f"{count:,}" for count in seen)
+    repeated = any(len(entry["seeds"]) > 1 for entry in entries)
     parts = [
         (
             f"{data['name']}, {data['train']} training, {data['validation']} validation and "
@@ -447,6 +448,8 @@ def _caption(
             f"and the {groups} groups of test videos, mostly wider than they should be, narrower where hardly "
             "anything but the seed makes runs differ (`paired_interval`); a tie counts as half a seed ahead. "
             "They are not widened for the number of comparisons."
+            if repeated
+            else "Of one seed a method there are no intervals: what only the seed moves is not known."
         ),
         *_said_of_settings(entries, tried),
         *_said_of_teachers(rows, entries),
@@ -454,11 +457,16 @@ def _caption(
         *_said_of_labels(rows),
     ]
     if reference:
+        spread = max(e["step_range"] for e in entries)
         parts.append(
             f"The time of a step is that of {reference['variant']} "
-            f"({1000 * reference['step_seconds']:.0f} ms) times the number, as it was in these runs: "
-            f"it differed by a factor of up to {max(e['step_range'] for e in entries):.1f} from one seed "
-            "to another. Costs measured in turn are in docs/methods.md."
+            f"({1000 * reference['step_seconds']:.0f} ms) times the number, as it was in these runs"
+            + (
+                f": it differed by a factor of up to {spread:.1f} from one seed to another"
+                if repeated
+                else ""
+            )
+            + ". Costs measured in turn are in docs/methods.md."
         )
     devices = sorted({row["device"] for row in rows})
     return " ".join([*parts, f"Made on {', '.join(devices)}, {_said_of_commits(rows)}."])

@@ -195,6 +195,12 @@ def test_table():
     assert caption.endswith("Made on Some CPU, 2 cores, at 0123456.")
 
 
+def test_of_one_seed_the_table_speaks_of_no_interval_and_no_spread():
+    _, caption = table([each for each in ROWS if each["seed"] == 0])
+    assert "no intervals" in caption and "bootstraps" not in caption
+    assert "from one seed to another" not in caption
+
+
 def test_chance_is_told_where_the_classes_are_known():
     # P(3 of 3) = 1/8, P(2 or 3) = 1/2.
     assert accuracy_table.chance_bound(3, 2, probability=0.2) == 1
