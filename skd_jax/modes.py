@@ -127,6 +127,9 @@ def _train_and_test(config: Config, folder: Path, log: Log, test: bool) -> bool:
 
     videos = data["splits"]["train"]["videos"]
     method = settings.method(config, len(data["class_names"]), videos)
+    parallel.check_compared(
+        config["method"]["name"], batch_size, config["train"]["accumulate"], method.least_batch
+    )
     steps_per_epoch = videos / batch_size
     loop = settings.loop(config, steps_per_epoch)
     optim_settings = settings.optimiser(config, steps_per_epoch)

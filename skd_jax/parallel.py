@@ -231,6 +231,27 @@ def check_batch_size(batch_size: int, accumulate: int = 1) -> None:
         )
 
 
+def check_compared(name: str, batch_size: int, accumulate: int, least: tuple[int, int]) -> None:
+    """Raises a UserError where a method would have nothing to compare or to mix.
+
+    Args:
+      name: of the method.
+      batch_size: global; divides over devices and micro-batches.
+      accumulate: micro-batches.
+      least: `Method.least_batch`.
+    """
+    devices = jax.device_count()
+    together = batch_size // accumulate
+    own, of_all = least
+    if together // devices < own or together < of_all:
+        least_size = max(own * devices, -(-of_all // devices) * devices) * accumulate
+        raise UserError(
+            f"{name} compares or mixes the videos of a micro-batch, and config.train.batch_size={batch_size} leaves "
+            f"{together // devices} on each of {devices} device(s) with config.train.accumulate={accumulate}; take a "
+            f"batch of {least_size} or more"
+        )
+
+
 def divisible(batch_size: int) -> int:
     """The smallest batch of at least this size that divides over all devices.
 

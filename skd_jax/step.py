@@ -192,6 +192,7 @@ def train_step(
         # Not even the mean over three replicas of one number is sure to be that number.
         stats = stats | {"model": state.batch_stats["model"]}
     updates, opt_state = tx.update(grads, state.opt_state, trained)
+    updates = {name: _unless(method.waits(name, progress), tree) for name, tree in updates.items()}
     params = finetune.join(optax.apply_updates(trained, updates), frozen)
     ema = state.ema
     if settings.ema_decay > 0:
@@ -264,6 +265,12 @@ def _teacher(
 def _frozen(method: Method, variables: PyTree, settings: StepSettings) -> PyTree:
     patterns = (*settings.freeze, *method.fixed)
     return finetune.frozen(variables, patterns, method.freezes_batch_norm)
+
+
+def _unless(waits: chex.Array | bool, updates: PyTree) -> PyTree:
+    if waits is False:
+        return updates
+    return jax.tree.map(lambda x: jnp.where(waits, jnp.zeros_like(x), x), updates)
 
 
 def _split(batch: dict[str, chex.Array], parts: int) -> dict[str, chex.Array]:

@@ -130,13 +130,20 @@ def train(
 
     Raises:
       UserError: the loss is not finite, a checkpoint does not fit, cannot be read or written, or
-        the method needs a validation split and there is none.
+        the method needs a validation split and there is none, or
+        an evaluation before the last step.
       ValueError: the training batches end too early.
     """
     if method.needs_validation and data.validation is None:
         raise UserError(
             f"{type(method).__name__} takes its teacher by the validation split, and there is none; "
             "set config.data.validation_fraction or add a val/ folder"
+        )
+    if method.needs_validation and settings.eval_every >= settings.total_steps:
+        raise UserError(
+            f"{type(method).__name__} takes its teacher at an evaluation during the training, and there is none: "
+            f"config.train.eval_every is {settings.eval_every} steps, config.train.duration {settings.total_steps}; "
+            "shorten the former"
         )
     step_settings = step.StepSettings(
         settings.total_steps,

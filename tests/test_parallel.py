@@ -258,6 +258,32 @@ def test_batch_size_that_does_not_divide(monkeypatch, batch_size, accumulate, me
         parallel.check_batch_size(batch_size, accumulate)
 
 
+@pytest.mark.parametrize(
+    "batch_size,accumulate,least,enough",
+    [
+        (4, 1, (1, 1), None),
+        (8, 1, (2, 2), None),
+        (4, 1, (2, 2), 8),
+        (8, 2, (2, 2), 16),
+        (4, 1, (1, 3), None),
+    ],
+)
+def test_a_batch_with_nothing_to_compare(monkeypatch, batch_size, accumulate, least, enough):
+    monkeypatch.setattr(jax, "device_count", lambda: 4)
+    if enough is None:
+        return parallel.check_compared("some", batch_size, accumulate, least)
+    with pytest.raises(UserError, match=rf"^some compares .* take a batch of {enough} or more$"):
+        parallel.check_compared("some", batch_size, accumulate, least)
+    return parallel.check_compared("some", enough, accumulate, least)
+
+
+def test_a_single_device_needs_as_many_as_a_loss_compares(monkeypatch):
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    with pytest.raises(UserError, match="take a batch of 6 or more"):
+        parallel.check_compared("rkd", 4, 2, (1, 3))
+    parallel.check_compared("rkd", 6, 2, (1, 3))
+
+
 def test_prefetch_keeps_the_order_and_runs_ahead():
     placed = []
 

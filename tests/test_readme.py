@@ -1,5 +1,6 @@
 """What the README shows runs, and what it and docs/ name is there."""
 
+import collections
 import re
 import statistics
 
@@ -77,6 +78,48 @@ def test_what_it_says_of_the_comparison_is_so():
     assert f"SRM the first {100 * unlabelled:.0f} % without any" in readme
 
 
+def test_what_was_swept_behind_the_comparison_is_as_told():
+    rows = accuracy.read_rows(tiny.REPOSITORY / "docs/results/ucf101_tiny_sweep_later.jsonl")
+    found = collections.defaultdict(dict)
+    for row in rows:
+        assert "test_top1" not in row
+        found[row["variant"], *sorted(row["setting"].items())][row["seed"]] = row["validation_late"]
+    late = {key: [of_seed[s] for s in range(100, 105)] for key, of_seed in found.items()}
+    said = {k: f"{statistics.fmean(x):.3f} ± {statistics.stdev(x):.3f}" for k, x in late.items()}
+    together = "method.views_together"
+    apart, both = (said["supervised_2v", (together, value)] for value in (False, True))
+    readme, results = (
+        " ".join((tiny.REPOSITORY / name).read_text().split())
+        for name in ("README.md", "docs/results/README.md")
+    )
+    assert f"nothing on validation: {both} with 16, {apart} with 8" in readme
+    assert len(said) == 8
+    for told in said.values():
+        assert told in results
+
+    def interval(first, second):
+        pairs = zip(late[first], late[second], strict=True)
+        differences = [a - b for a, b in pairs]
+        mean = statistics.fmean(differences)
+        half = 2.7764 * statistics.stdev(differences) / 5**0.5  # t at 0.975, 4 degrees of freedom
+        return mean, mean - half, mean + half
+
+    ours = ("skd_srl",)
+    changes = [key for key in said if key[0] == "skd_srl" and key != ours]
+    intervals = {key: interval(key, ours) for key in changes}
+    assert all(low < 0 < high for _, low, high in intervals.values())
+    largest = max(intervals.values(), key=lambda x: abs(x[0]))
+    normalised = interval(("supervised_2v", (together, True)), ("supervised_2v", (together, False)))
+    same = intervals["skd_srl", ("clips.mode", "same_clip")]
+    assert largest == same
+    for start, (mean, low, high), end in (
+        ("same clip's, is ", same, ":"),
+        ("16 together (", normalised, ")"),
+    ):
+        between = " with a 95 % interval (t, four degrees of freedom) of " if end == ":" else " "
+        assert f"{start}{mean:+.3f}{between}[{low:+.3f}, {high:+.3f}]{end}" in results
+
+
 def test_what_it_says_of_the_demo_s_embeddings_is_so():
     rows = accuracy.read_rows(tiny.REPOSITORY / "docs/results/demo_seeds.jsonl")
     of = {e["variant"]: e for e in accuracy_table.summarise(rows, accuracy.BASELINES)}
@@ -114,6 +157,20 @@ def test_every_method_beats_chance_on_the_demo():
     assert lowest > 2 * bound
     said = (tiny.REPOSITORY / "docs/methods.md").read_text()
     assert f"right in {lowest:.3f} of the test videos; guessing reaches {bound:.3f}" in said
+
+
+@pytest.mark.parametrize("name", methods.names())
+def test_every_key_of_a_method_is_named_where_it_is_described(name):
+    said = (tiny.REPOSITORY / "docs/methods.md").read_text()
+    own = re.search(rf"^### {name}\n(.*?)^##", said, re.MULTILINE | re.DOTALL)[1]
+    of_all = said[: said.index("\n### ")]
+    taught = said[said.index("## Teacher and student") : said.index("### kd")]
+    text = own + of_all + (taught if methods.takes_teacher(name) else "")
+    letters = {"temperature": r"\bT\b"}
+    unnamed = [
+        k for k in methods.defaults(name) if not re.search(letters.get(k, rf"\b{k}\b"), text)
+    ]
+    assert not unnamed
 
 
 @pytest.mark.parametrize("name", methods.names())

@@ -234,6 +234,12 @@ def test_a_past_teacher_without_validation_is_refused(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_past_teacher_that_no_evaluation_could_give_is_refused(tmp_path):
+    with pytest.raises(UserError, match="eval_every is 8 steps, config.train.duration 8; shorten"):
+        run(tmp_path, dataclasses.replace(SETTINGS, eval_every=8), method="teaching_yourself")
+    assert not list(tmp_path.iterdir())
+
+
 ON_TOP = methods.create(
     "skd_srl",
     fakes.Normed(num_classes=4),

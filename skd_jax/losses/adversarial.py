@@ -11,7 +11,8 @@ def told_apart(interpolated: chex.Array, mixed: chex.Array) -> chex.Array:
     Yang et al., "MixSKD: Self-Knowledge Distillation from Mixup for Image Recognition", ECCV 2022, as
     in winycg/Self-KD-Lib: two logits each, of "interpolated" and of "of a mixed clip"; the targets
     are (1, 0) for the former and (0, 1) for the latter. Mean over both logits and both kinds. No
-    gradient is stopped here: the authors' network minimises it with the discriminator.
+    gradient is stopped here: network and discriminator both minimise it (in the authors' code the network
+    alone, see `methods.mixskd`).
 
     Args:
       interpolated: (B, 2) floats, logits for the mixture of two clips' features.

@@ -86,6 +86,24 @@ class Method:
         return ()
 
     @property
+    def least_batch(self) -> tuple[int, int]:
+        """Fewest videos a micro-batch must hold, of one replica and of all, for the loss to have something
+        to compare or to mix."""
+        return 1, 1
+
+    def waits(self, network: str, progress: chex.Array) -> chex.Array | bool:
+        """Whether a network of `init` stays as it is at this step, as no term reaches it yet.
+
+        Its gradient is zero then, but weight decay would move it, towards zero.
+
+        Args:
+          network: its name.
+          progress: share of training done, in [0, 1].
+        """
+        del network, progress
+        return False
+
+    @property
     def freezes_batch_norm(self) -> bool:
         """Whether the classifier's BatchNorm layers stay as they are, statistics and parameters."""
         return getattr(self.model, "freeze_batch_norm", False)

@@ -109,6 +109,10 @@ class FRSKD(auxiliary.AuxiliaryMethod):
                 )
         return networks
 
+    @property
+    def least_batch(self):
+        return (2, 2) if self.mix != "none" else (1, 1)
+
     def loss(self, variables, batch, state, rng, progress, axis_name):
         del progress
         mix_rng, upright_rng, rotated_rng = jax.random.split(rng, 3)

@@ -30,7 +30,7 @@ class HSAKD(TeacherStudent):
     Chosen here: a branch is a 3x3x3 convolution, BatchNorm and ReLU for each stage that follows, with
     its channels and its stride (one at stride 1 on the last), then pooling and a linear layer; the
     authors repeat all blocks of these stages. They train the b_l first; here they learn in the same
-    run, on stopped maps, and teach after `head_share` of the steps, normalised by the batch as they
+    run, on stopped maps, and teach after `head_share` of the steps, when the a_l begin to move, normalised by the batch as they
     learn (the authors' by running statistics). Both networks need as many stages. Of classes that a
     turn changes into one another ("up" and "left") two joint labels look alike, which only the
     surroundings tell apart: the branches can then teach little.
@@ -78,6 +78,9 @@ class HSAKD(TeacherStudent):
                 branch = Branch(joint, *_following(outputs.maps, i), **options)
                 made[f"{prefix}{i}"] = (branch, maps)
         return made
+
+    def waits(self, network, progress):
+        return network.startswith("branch") and progress < self.head_share
 
     def terms(self, seen):
         joint = (4 * seen.batch["label"][:, None] + jnp.arange(4)).reshape(-1)

@@ -19,7 +19,8 @@ class ICSD(TeacherStudent):
     classifier has such maps too: its linear classifier applied at each position of the last map,
     before the pooling (class activation maps). Chosen here: these maps; the softmax over all
     positions (the authors' early code takes it over image rows alone, the paper over the whole
-    map); beta. Their adaptive weights of the terms are left out.
+    map); a matrix for each clip, its divergences summed over the positions (their code averages over batch
+    and positions: one matrix for the batch, and beta is not their lo_lambda); beta. Their adaptive weights of the terms are left out.
 
     Attributes:
       beta: weight of the matrices' difference.

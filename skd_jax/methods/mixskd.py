@@ -66,12 +66,13 @@ class MixSKD(auxiliary.AuxiliaryMethod):
             + lambda_adversarial sum_i BCE(d_i)
 
     KL at T with T^2. The soft labels that teach are stopped; the features meet half-way, with no stop.
-    The discriminators d_i tell pooled f_i^ from f_i(v), and, as in the code, their loss is minimised by
-    the network too: it keeps the features apart that the squared difference draws together.
+    The discriminators d_i tell pooled f_i^ from f_i(v), and, as in the code, the network minimises their
+    loss too: it keeps the features apart that the squared difference draws together.
 
     What differs from the code: its CIFAR script computes CE(q_i(v), y^) and the ensemble's
     cross-entropies but leaves them out of the sum (its ImageNet script does not; without them the
-    ensemble that teaches is not trained), here they are in; each clip has its own share; the
+    ensemble that teaches is not trained), here they are in; its discriminators stand in a plain list, which
+    its optimiser does not see, so that they stay as they began, here they are trained; each clip has its own share; the
     branches have one basic block for each of the stages they stand in for, not as many as the
     network; in place of T, H, W maps of one image size they are 3-D.
 
@@ -103,6 +104,10 @@ class MixSKD(auxiliary.AuxiliaryMethod):
             "ensemble": auxiliary.Auxiliary(Ensemble(classes), _pooled),
             "discriminators": auxiliary.Auxiliary(Discriminators(), _pooled),
         }
+
+    @property
+    def least_batch(self):
+        return 2, 2
 
     def loss(self, variables, batch, state, rng, progress, axis_name):
         del progress

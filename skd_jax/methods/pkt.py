@@ -22,6 +22,10 @@ class PKT(TeacherStudent):
 
     beta: float = 468.75
 
+    @property
+    def least_batch(self):
+        return 1, 2
+
     def terms(self, seen):
         value = losses.probabilistic_transfer(
             seen.student.embedding, seen.teacher.embedding, seen.axis_name

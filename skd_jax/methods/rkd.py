@@ -29,6 +29,10 @@ class RKD(TeacherStudent):
         if self.distance < 0 or self.angle < 0:
             raise UserError("method.distance and method.angle must be 0 or more")
 
+    @property
+    def least_batch(self):
+        return 1, 3
+
     def terms(self, seen):
         pair = (seen.student.embedding, seen.teacher.embedding, seen.axis_name)
         return {

@@ -36,8 +36,8 @@ class SKDSRL(base.Method):
     narrow projector and the predictor's bottleneck of a quarter of it (SimSiam's share) are this
     project's choice. lambda_sim 0.05, two clips of a video and views apart come from a sweep on the
     validation videos of configs/ucf101_tiny.py at 20 epochs, two to four seeds a setting
-    (docs/results/ucf101_tiny_20_epochs_sweep.md), and stayed after a smaller one at 40
-    (ucf101_tiny_sweep.md). Neither tells settings apart: their means differ by less than what seeds
+    (docs/results/ucf101_tiny_20_epochs_sweep.md), and stayed after two smaller ones at 40
+    (ucf101_tiny_sweep.md, ucf101_tiny_sweep_later.md). None tells settings apart: their means differ by less than what seeds
     and, with the same seeds, another version of the code make of one setting (up to 0.1).
 
     These defaults are weak. Without T^2 the soft labels' gradient shrinks as 1 / T^2: on that recipe,

@@ -29,6 +29,10 @@ class SP(TeacherStudent):
         super().__post_init__()
         teacher_student.parse_stages(self.stages)
 
+    @property
+    def least_batch(self):
+        return 1, 2
+
     def terms(self, seen):
         pairs = teacher_student.stage_maps(self.stages, seen.student, seen.teacher)
         each = [losses.similarity_preserving(*pair, seen.axis_name) for pair in pairs]

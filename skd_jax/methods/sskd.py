@@ -31,7 +31,7 @@ class SSKD(TeacherStudent):
 
     Chosen here: the authors train the teacher's z first, for 60 of 300 epochs, everything else frozen.
     Here it learns in the same run, on stopped embeddings, and the student begins to learn from it
-    after `head_share` of the steps. The method takes a turned clip to be of its class still. For classes
+    after `head_share` of the steps; its own z begins to move then. The method takes a turned clip to be of its class still. For classes
     that a turn changes into one another ("up" and "left") that is false: then the teacher is rightly
     "wrong" about turned clips, and only keep_turned = 1, which keeps all its answers, does no harm.
 
@@ -73,6 +73,13 @@ class SSKD(TeacherStudent):
             "projector": (Perceptron(), student.embedding),
             "teacher_projector": (Perceptron(), teacher.embedding),
         }
+
+    @property
+    def least_batch(self):
+        return 1, 2
+
+    def waits(self, network, progress):
+        return network == "projector" and progress < self.head_share
 
     def terms(self, seen):
         own, theirs = (

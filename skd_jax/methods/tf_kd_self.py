@@ -16,7 +16,8 @@ class TfKDSelf(KD):
     Yuan et al., "Revisiting Knowledge Distillation via Label Smoothing Regularization", CVPR 2020:
     L = (1 - a) CE(s, y) + a T^2 KL(t || s). The teacher is the workdir of a run of the same model,
     such as a supervised one. They tuned a and T per network; the defaults are those of `KD`, so that
-    the two differ in the teacher alone.
+    the two differ in the teacher alone. Their code averages the divergence over the classes too, and multiplies
+    it by a factor that is mostly 1; here it is summed over the classes.
     """
 
     def __post_init__(self):

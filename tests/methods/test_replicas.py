@@ -22,6 +22,8 @@ EQUAL = {
     "frskd": {"width": 1, "depth": 1},
     "hsakd": {"head_share": 0.0},
     "pkt": {},
+    "rkd": {},
+    "sp": {},
     "sskd": {"head_share": 0.0},
 }
 # Every replica draws for itself: only that all end with the same can be asked for.

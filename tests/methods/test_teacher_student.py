@@ -171,6 +171,41 @@ def test_loss_follows_the_equations(name):
     jax.tree.map(np.testing.assert_array_equal, new, state)
 
 
+@pytest.mark.parametrize("name", ["fitnet", "nfd", "sp"])
+def test_stages_are_summed(name):
+    method = create(name, stages="1,2")
+    variables, state = start(method)
+    _, (metrics, _, _) = jax.jit(lambda v: teachers.loss(method, v, state))(variables)
+    student, teacher = both(variables, state)
+    each = []
+    for i, (own, theirs) in enumerate(zip(student.maps, teacher.maps, strict=True)):
+        if name == "sp":
+            gram = [x.reshape(len(x), -1) @ x.reshape(len(x), -1).T for x in (own, theirs)]
+            rows = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in gram]
+            each.append(np.square(rows[0] - rows[1]).sum() / len(own))
+            continue
+        own = connected(variables, f"regressor{i}", own, relu=name == "fitnet")
+        pair = (own, theirs) if name == "fitnet" else map(standard, (own, theirs))
+        each.append(np.square(np.subtract(*pair)).mean())
+    assert min(each) > 1e-4
+    got = metrics["loss_sp" if name == "sp" else "loss_hint"]
+    np.testing.assert_allclose(got, sum(each), rtol=2e-3)
+
+
+def test_a_run_of_the_same_network_teaches_as_any_other():
+    method = made("tf_kd_self", temperature=3.0)
+    variables, _ = start(method)
+    state = {"teacher": teachers.frozen(STUDENT, seed=7)}
+    value, (metrics, _, _) = jax.jit(lambda v: teachers.loss(method, v, state))(variables)
+    own = {collection: trees["model"] for collection, trees in variables.items()}
+    clips = BATCH["clips"][:, 0]
+    student = teachers.outputs(STUDENT, own, clips, True)
+    teacher = teachers.outputs(STUDENT, state["teacher"], clips, False)
+    kd = 9 * kl(student.logits, teacher.logits, 3.0).mean()
+    np.testing.assert_allclose(metrics["loss_kd"], kd, rtol=2e-3)
+    np.testing.assert_allclose(value, 0.1 * cross_entropy(student.logits) + 0.9 * kd, rtol=2e-3)
+
+
 def own_term(name, student, teacher):
     """The weighted term of a method whose terms need the outputs alone."""
     seen = teacher_student.Seen(student, teacher, {}, {}, BATCH, {}, None, None, None)

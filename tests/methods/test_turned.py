@@ -1,12 +1,17 @@
 """SSKD and HSAKD, which also learn from turned clips, against NumPy."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
 
+from skd_jax import augment, optim, step
+from skd_jax.step import StepSettings
 from tests.fakes import (
     kl,
     log_softmax,
+    pixel_batch,
     quick_compilation,  # noqa: F401  a fixture
 )
 from tests.losses.test_rotations import kept
@@ -122,3 +127,35 @@ def test_the_head_teaches_once_it_has_learnt(name, term):
     share = {"contrast": 10.0, "joint": 1.0}[term] * metrics[f"loss_{term}"]
     assert share > 0.01
     np.testing.assert_allclose(late - early, share, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("name,waiting", [("sskd", "projector"), ("hsakd", "branch")])
+def test_a_head_that_nothing_reaches_yet_stays_as_it_began(name, waiting):
+    # Weight decay would take it towards zero: by 5e-4 of the rate at every step.
+    method = create(name, head_share=0.5)
+    settings = StepSettings(total_steps=4)
+    tx = optim.optimiser(optim.OptimSettings(learning_rate=0.5, weight_decay=0.1), 4)
+    state = step.create_state(method, tx, jax.random.key(0), (2, 4, 4, 3), settings)
+    run = jax.jit(
+        functools.partial(
+            step.train_step,
+            method=method,
+            tx=tx,
+            augmentation=augment.AugmentSettings(crop=4),
+            settings=settings,
+        )
+    )
+
+    def kernels(state, prefix):
+        trees = {n: tree for n, tree in state.params.items() if n.startswith(prefix)}
+        assert trees
+        return [np.asarray(x) for x in jax.tree.leaves(trees) if x.ndim > 1]
+
+    states = [state]
+    for _ in range(3):
+        states.append(run(states[-1], pixel_batch(views=1))[0])
+    for old, new, moves in zip(states[:-1], states[1:], (False, False, True), strict=True):
+        pairs = zip(kernels(old, waiting), kernels(new, waiting), strict=True)
+        assert [bool((a != b).any()) for a, b in pairs] == [moves] * len(kernels(old, waiting))
+        learning = zip(kernels(old, "teacher"), kernels(new, "teacher"), strict=True)
+        assert all((a != b).any() for a, b in learning)
